@@ -1,0 +1,80 @@
+//! `overlay.metacopy`: an upper file with attributes only.
+//!
+//! Source: `struct ovl_metacopy` in fs/overlayfs/overlayfs.h, `ovl_check_metacopy_xattr` in util.c.
+
+use smallvec::SmallVec;
+
+use super::FormatError;
+
+/// Bytes before the digest: version, length, flags, algorithm.
+const HEADER: usize = 4;
+/// `FS_VERITY_MAX_DIGEST_SIZE`.
+const DIGEST_MAX: usize = 64;
+
+/// A parsed `overlay.metacopy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metacopy {
+    /// Reserved, 0 so far.
+    pub flags: u8,
+    /// The fs-verity digest that the data file below must have.
+    pub digest: Option<Digest>,
+}
+
+/// An fs-verity digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// `FS_VERITY_HASH_ALG_*`: 1 SHA-256, 2 SHA-512.
+    pub algorithm: u8,
+    /// The digest, at most 64 bytes.
+    pub bytes: SmallVec<[u8; 32]>,
+}
+
+impl Metacopy {
+    /// Reads the attribute's value; an empty one has neither flags nor digest.
+    ///
+    /// # Errors
+    /// When the value is shorter than its header or longer than 68 bytes, has another length than
+    /// the header says, or a version other than 0.
+    pub fn parse(value: &[u8]) -> Result<Metacopy, FormatError> {
+        let (version, length, flags, algorithm, bytes) = match value {
+            [] => return Ok(Metacopy::default()),
+            &[version, length, flags, algorithm, ref bytes @ ..] => {
+                (version, length, flags, algorithm, bytes)
+            }
+            _ => return Err(FormatError::Metacopy("shorter than its header")),
+        };
+        if bytes.len() > DIGEST_MAX {
+            return Err(FormatError::Metacopy("longer than a digest can be"));
+        }
+        if version != 0 {
+            return Err(FormatError::Metacopy("an unknown version"));
+        }
+        if usize::from(length) != value.len() {
+            return Err(FormatError::Metacopy("a length that is not so"));
+        }
+        let digest = Digest {
+            algorithm,
+            bytes: SmallVec::from_slice(bytes),
+        };
+        Ok(Metacopy {
+            flags,
+            digest: Some(digest).filter(|_| algorithm != 0),
+        })
+    }
+
+    /// The attribute's value; empty without flags and digest.
+    pub fn encode(&self) -> Vec<u8> {
+        if *self == Metacopy::default() {
+            return Vec::new();
+        }
+        let (algorithm, bytes) = match &self.digest {
+            Some(digest) => (digest.algorithm, digest.bytes.as_slice()),
+            None => (0, [].as_slice()),
+        };
+        let bytes = bytes.get(..DIGEST_MAX).unwrap_or(bytes);
+        let length = u8::try_from(HEADER + bytes.len()).unwrap_or(u8::MAX);
+        let mut value = vec![0, length, self.flags, algorithm];
+        value.extend(bytes);
+        value
+    }
+}
