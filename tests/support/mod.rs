@@ -14,6 +14,7 @@
 )]
 
 mod digest;
+pub mod files;
 mod loopfs;
 mod mounted;
 mod scratch;
@@ -138,6 +139,11 @@ pub fn within<T: Send + 'static>(
             Err(panic) => std::panic::resume_unwind(panic),
         },
     }
+}
+
+/// The option sets that choose each data path of the subject: the default first.
+pub fn data_paths() -> Vec<Vec<&'static str>> {
+    vec![vec![]]
 }
 
 /// The errno of a failed call, as a number; 0 for success.
