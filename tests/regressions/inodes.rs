@@ -28,7 +28,14 @@ fn a_lower_hard_link_has_its_link_count_at_first_sight() {
     for name in ["dir/c", "b", "a"] {
         drop_caches(2);
         mounted.remount();
-        assert_eq!(nlink(&mounted.path(name)), 4, "first look at {name}");
+        let path = mounted.path(name);
+        assert_eq!(nlink(&path), 4, "first look at {name}");
+        let open = fs::File::open(&path).unwrap();
+        assert_eq!(open.metadata().unwrap().nlink(), 4, "fstat of {name}");
+        assert_eq!(nlink(&path), 4, "second look at {name}");
+        assert_eq!(fs::read_dir(mounted.path("dir")).unwrap().count(), 2);
+        drop_caches(2);
+        assert_eq!(nlink(&path), 4, "look at {name} after listing");
     }
 }
 
