@@ -101,6 +101,7 @@ pub fn parse(args: &[OsString]) -> Result<Request, HelperError> {
                 "unknown argument '{}' ignored",
                 arg.to_string_lossy()
             )),
+            b"" => {}
             _ => positionals.push(arg),
         }
     }

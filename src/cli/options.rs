@@ -362,22 +362,9 @@ impl Parser {
     }
 
     /// `--upper`, `--work`: paths as they are.
-    pub fn dir_flags(
-        &mut self,
-        upper: Option<PathBuf>,
-        work: Option<PathBuf>,
-    ) -> Result<(), OptionError> {
-        for (path, flag) in [(&upper, "--upper"), (&work, "--work")] {
-            if path
-                .as_ref()
-                .is_some_and(|path| path.as_os_str().is_empty())
-            {
-                return Err(list_error(flag, OsStr::new(""), ListError::EmptyPath));
-            }
-        }
+    pub fn dir_flags(&mut self, upper: Option<PathBuf>, work: Option<PathBuf>) {
         self.options.upper = upper.or(self.options.upper.take());
         self.options.work = work.or(self.options.work.take());
-        Ok(())
     }
 
     /// What has been said so far.

@@ -389,6 +389,13 @@ fn rows() -> impl Iterator<Item = &'static Known> {
         .chain(FUSE_OVERLAYFS)
 }
 
+/// All names.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    rows()
+        .map(|known| known.name)
+        .chain(IGNORED.iter().copied())
+}
+
 /// The row of `name`.
 pub fn find(name: &str) -> Option<&'static Known> {
     static NOTHING: Known = Known {
@@ -402,10 +409,7 @@ pub fn find(name: &str) -> Option<&'static Known> {
 
 /// The name that looks most like `name`, if any looks like it.
 pub fn nearest(name: &str) -> Option<&'static str> {
-    let names = rows()
-        .map(|known| known.name)
-        .chain(IGNORED.iter().copied());
-    names
+    names()
         .map(|known| (strsim::jaro_winkler(known, name), known))
         .filter(|(likeness, _)| *likeness > 0.75)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
