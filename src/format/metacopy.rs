@@ -78,3 +78,75 @@ impl Metacopy {
         value
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_value_has_no_digest() {
+        assert_eq!(Metacopy::parse(b""), Ok(Metacopy::default()));
+        assert_eq!(Metacopy::parse(&[0, 4, 0, 0]), Ok(Metacopy::default()));
+        assert!(Metacopy::default().encode().is_empty());
+    }
+
+    #[test]
+    fn a_digest_is_read_and_written() {
+        let value = [&[0, 36, 0, 1], [0xab; 32].as_slice()].concat();
+        let metacopy = Metacopy::parse(&value).unwrap();
+        let digest = metacopy.digest.clone().unwrap();
+        assert_eq!(
+            (metacopy.flags, digest.algorithm, digest.bytes.as_slice()),
+            (0, 1, [0xab; 32].as_slice())
+        );
+        assert_eq!(metacopy.encode(), value);
+    }
+
+    #[test]
+    fn invalid_values_are_errors() {
+        let rows: [&[u8]; 8] = [
+            &[0],
+            &[0, 3, 0],
+            &[1, 4, 0, 0], // version
+            &[0, 3, 0, 0], // length
+            &[0, 5, 0, 0],
+            &[0, 0, 0, 0],
+            &[0, 4, 0, 1, 9],
+            &[&[0, 69, 0, 2][..], &[0; 65]].concat(),
+        ];
+        for value in rows {
+            assert!(Metacopy::parse(value).is_err(), "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn values_survive(
+            flags: u8,
+            algorithm in 1u8..,
+            bytes in proptest::collection::vec(any::<u8>(), 0..=DIGEST_MAX),
+        ) {
+            let digest = Digest { algorithm, bytes: SmallVec::from_vec(bytes) };
+            for digest in [Some(digest), None] {
+                let metacopy = Metacopy { flags, digest };
+                prop_assert_eq!(Metacopy::parse(&metacopy.encode()), Ok(metacopy));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(
+            mut value in proptest::collection::vec(any::<u8>(), 0..80),
+            honest: bool,
+        ) {
+            let length = value.len() as u8;
+            if let (true, [version, len, ..]) = (honest, value.as_mut_slice()) {
+                (*version, *len) = (0, length);
+            }
+            if let Ok(parsed) = Metacopy::parse(&value) {
+                prop_assert_eq!(Metacopy::parse(&parsed.encode()), Ok(parsed));
+            }
+        }
+    }
+}
