@@ -144,10 +144,8 @@ mod tests {
         let waiter = std::thread::spawn(|| {
             block_signals(&[libc::SIGUSR1, libc::SIGUSR2]).unwrap();
             // SAFETY: sends a signal, blocked here, to this thread alone.
-            assert_eq!(
-                unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) },
-                0
-            );
+            let sent = unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            assert_eq!(sent, 0);
             wait_signal(&[libc::SIGUSR1, libc::SIGUSR2])
         });
         assert_eq!(waiter.join().unwrap(), Ok(libc::SIGUSR2));
