@@ -162,11 +162,13 @@ impl OverlayHandle {
     /// | ext4 and all that use `generic_encode_ino32_fh`; XFS with `inode32` | 1 | u32 ino, u32 generation |
     /// | tmpfs (mm/shmem.c, `shmem_encode_fh`) | 1 | u32 generation, u32 ino low, u32 ino high |
     /// | XFS (fs/xfs/xfs_export.c) | 0x81 | u64 ino, u32 generation, packed |
+    /// | EROFS (fs/erofs/super.c, `erofs_encode_fh`) | 0x81 | u32 ino high, u32 ino low, u32 generation |
     /// | btrfs (fs/btrfs/export.c) | 0x4d, 0x4e | u64 ino, u64 subvolume, u32 generation … |
     ///
-    /// FUSE and EROFS have the type and length of XFS, but the high word first, and a node number
-    /// that need not be the inode number. FUSE has no UUID; the high word of an EROFS node is 0 up
-    /// to 128 GiB. Both conditions give `None`, also for the XFS inodes that fulfil them.
+    /// XFS and EROFS are told apart by the first word: 0 in EROFS up to 128 GiB, never 0 in XFS,
+    /// where it is the number within an allocation group, whose block 0 holds no inodes. FUSE has
+    /// EROFS' form, but a node number that is not the inode number; it has no UUID, and without one
+    /// type 0x81 gives `None`.
     pub fn ino(&self) -> Option<u64> {
         let word = |i: usize| {
             let bytes = self.bytes.get(4 * i..4 * i + 4)?;
@@ -179,12 +181,10 @@ impl OverlayHandle {
         match (self.handle_type, self.bytes.len()) {
             (FILEID_INO32_GEN, 8) | (FILEID_INO32_GEN_PARENT, 16) => word(0),
             (FILEID_INO32_GEN, 12) => Some(word(1)? | word(2)? << 32),
-            (FILEID_INO64, 12) | (FILEID_INO64_PARENT, 24)
-                if self.uuid != [0; 16] && word(0) != Some(0) =>
-            {
-                long(0)
+            (FILEID_INO64, 12) | (FILEID_INO64_PARENT, 24) if self.uuid != [0; 16] => {
+                if word(0)? == 0 { word(1) } else { long(0) }
             }
-            (FILEID_BTRFS_WITHOUT_PARENT, 20) | (FILEID_BTRFS_WITH_PARENT, 32 | 40) => long(0),
+            (FILEID_BTRFS_WITHOUT_PARENT, 20) | (FILEID_BTRFS_WITH_PARENT, 32) => long(0),
             _ => None,
         }
     }
@@ -319,8 +319,7 @@ mod tests {
             (0x4d, [&xfs[..], &[9; 12]].concat(), Some(0x1_2345_6789)),
             (0x4e, [&xfs[..], &[9; 24]].concat(), Some(0x1_2345_6789)),
             // EROFS: the high word first
-            #[cfg(target_endian = "little")]
-            (0x81, words(&[0, 36, 9]), None),
+            (0x81, words(&[0, 36, 9]), Some(36)),
             // overlay on overlay, kernfs, unknown
             (0xf8, vec![1; 32], None),
             (0xfb, vec![1; 29], None),
