@@ -11,6 +11,8 @@ use super::call::check;
 
 /// `CAP_SYS_ADMIN` as a bit of `CapEff`.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+/// `PROC_USER_INIT_INO` of include/linux/proc_ns.h.
+const INITIAL_USER_NS: &str = "user:[4026531837]";
 
 /// Which side of [`daemon_fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +121,10 @@ pub fn has_cap_sys_admin_in_init_ns() -> bool {
         .and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok())
         .unwrap_or(0);
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    effective & CAP_SYS_ADMIN != 0 && is_identity_map(&map)
+    // Root can give a new namespace the identity map too; the number of the initial one is fixed.
+    let is_initial = std::fs::read_link("/proc/self/ns/user")
+        .map_or(true, |link| link.as_os_str() == INITIAL_USER_NS);
+    effective & CAP_SYS_ADMIN != 0 && is_identity_map(&map) && is_initial
 }
 
 /// Whether this `uid_map` is the initial user namespace's: every id but 4294967295 to itself.
@@ -175,6 +180,12 @@ mod tests {
         });
         assert_eq!(thread.join().unwrap(), "a name of twent\n");
         assert_eq!(prctl_set_name("a\0b"), Err(Errno::INVAL));
+    }
+
+    #[test]
+    #[ignore = "needs CAP_SYS_ADMIN in the initial user namespace"]
+    fn root_of_the_initial_namespace_is_recognised() {
+        assert!(has_cap_sys_admin_in_init_ns());
     }
 
     #[test]
