@@ -198,3 +198,219 @@ impl Acl {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn e(tag: AclTag, perm: u16) -> AclEntry {
+        AclEntry { tag, perm }
+    }
+
+    fn value(entries: &[AclEntry]) -> Vec<u8> {
+        encode(&Acl {
+            entries: entries.to_vec(),
+        })
+    }
+
+    const BASIC: [AclEntry; 3] = [
+        e(AclTag::UserObj, 7),
+        e(AclTag::GroupObj, 5),
+        e(AclTag::Other, 5),
+    ];
+
+    const EXTENDED: [AclEntry; 6] = [
+        e(AclTag::UserObj, 7),
+        e(AclTag::User(1000), 6),
+        e(AclTag::GroupObj, 5),
+        e(AclTag::Group(7), 7),
+        e(AclTag::Mask, 7),
+        e(AclTag::Other, 4),
+    ];
+
+    #[test]
+    fn the_layout_is_the_kernels() {
+        let bytes = value(&[e(AclTag::UserObj, 7), e(AclTag::User(0x0102_0304), 6)]);
+        let expected = [
+            2, 0, 0, 0, // version
+            1, 0, 7, 0, 255, 255, 255, 255, // the owner
+            2, 0, 6, 0, 4, 3, 2, 1, // a user
+        ];
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn valid_lists_are_read() {
+        for entries in [&BASIC[..], &EXTENDED[..], &[]] {
+            assert_eq!(
+                parse(&value(entries)),
+                Ok(Acl {
+                    entries: entries.to_vec()
+                })
+            );
+        }
+        // The ids of entries without one don't matter.
+        let mut odd = value(&BASIC);
+        odd[8..12].fill(0);
+        assert_eq!(
+            parse(&odd),
+            Ok(Acl {
+                entries: BASIC.to_vec()
+            })
+        );
+    }
+
+    #[test]
+    fn invalid_lists_are_errors() {
+        let good = value(&EXTENDED);
+        for length in [0, 1, 3, 5, 11, good.len() - 1, good.len() - 8] {
+            assert!(parse(&good[..length]).is_err(), "{length}");
+        }
+        // (where, what): version, tag, permissions, id
+        for (at, byte) in [(0, 1), (3, 1), (4, 0x40), (4, 3), (5, 1), (6, 8), (7, 1)] {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            assert!(parse(&bad).is_err(), "{at} {byte}");
+        }
+        let without = |skip| {
+            let mut entries = EXTENDED.to_vec();
+            entries.remove(skip);
+            value(&entries)
+        };
+        for missing in [0, 2, 4, 5] {
+            assert!(parse(&without(missing)).is_err(), "{missing}");
+        }
+        for repeated in [0, 2, 4, 5] {
+            let mut entries = EXTENDED.to_vec();
+            entries.insert(repeated, EXTENDED[repeated]);
+            assert!(parse(&value(&entries)).is_err(), "{repeated}");
+        }
+        for swapped in 0..5 {
+            let mut entries = EXTENDED;
+            entries.swap(swapped, swapped + 1);
+            assert!(parse(&value(&entries)).is_err(), "{swapped}");
+        }
+        let mut nobody = EXTENDED;
+        nobody[1] = e(AclTag::User(u32::MAX), 6);
+        assert!(parse(&value(&nobody)).is_err());
+    }
+
+    #[test]
+    fn a_basic_default_acl_becomes_the_mode() {
+        let default = value(&BASIC);
+        let file = inherit(&default, 0o100_666, false).unwrap();
+        assert_eq!(
+            file,
+            Inherited {
+                mode: 0o100_644,
+                access: None,
+                default: None
+            }
+        );
+        let dir = inherit(&default, 0o2777, true).unwrap();
+        assert_eq!(
+            dir,
+            Inherited {
+                mode: 0o2755,
+                access: None,
+                default: Some(default)
+            }
+        );
+    }
+
+    #[test]
+    fn with_a_mask_the_group_bits_are_the_mask() {
+        let default = value(&EXTENDED);
+        let file = inherit(&default, 0o640, false).unwrap();
+        let mut access = EXTENDED;
+        access[0].perm = 6;
+        access[4].perm = 4;
+        access[5].perm = 0;
+        assert_eq!(
+            file,
+            Inherited {
+                mode: 0o640,
+                access: Some(value(&access)),
+                default: None
+            }
+        );
+    }
+
+    #[test]
+    fn a_mask_alone_is_kept() {
+        let masked = [
+            e(AclTag::UserObj, 7),
+            e(AclTag::GroupObj, 7),
+            e(AclTag::Mask, 5),
+            e(AclTag::Other, 0),
+        ];
+        let got = inherit(&value(&masked), 0o777, false).unwrap();
+        assert_eq!((got.mode, got.access), (0o750, Some(value(&masked))));
+    }
+
+    #[test]
+    fn an_empty_default_acl_is_an_error() {
+        assert!(inherit(&value(&[]), 0o644, false).is_err());
+        assert!(inherit(b"", 0o644, false).is_err());
+    }
+
+    fn any_acl() -> impl Strategy<Value = Acl> {
+        let named = || proptest::collection::vec((0u32..u32::MAX, 0u16..8), 0..4);
+        (
+            named(),
+            named(),
+            any::<bool>(),
+            proptest::array::uniform4(0u16..8),
+        )
+            .prop_map(|(users, groups, masked, [owner, group, mask, other])| {
+                let masked = masked || !users.is_empty() || !groups.is_empty();
+                let mut entries = vec![e(AclTag::UserObj, owner)];
+                entries.extend(users.iter().map(|&(id, perm)| e(AclTag::User(id), perm)));
+                entries.push(e(AclTag::GroupObj, group));
+                entries.extend(groups.iter().map(|&(id, perm)| e(AclTag::Group(id), perm)));
+                entries.extend(masked.then_some(e(AclTag::Mask, mask)));
+                entries.push(e(AclTag::Other, other));
+                Acl { entries }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn lists_survive(acl in any_acl()) {
+            prop_assert_eq!(parse(&encode(&acl)), Ok(acl));
+        }
+
+        #[test]
+        fn inheritance_never_adds_rights(acl in any_acl(), mode in 0u32..=0o7777, is_dir: bool) {
+            let got = inherit(&encode(&acl), mode, is_dir).unwrap();
+            prop_assert_eq!(got.mode & !mode, 0);
+            prop_assert_eq!(got.mode & !0o777, mode & !0o777);
+            if let Some(access) = got.access {
+                prop_assert!(parse(&access).is_ok());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), mode: u32) {
+            if let Ok(acl) = parse(&bytes) {
+                prop_assert_eq!(parse(&encode(&acl)), Ok(acl));
+            }
+            if let Ok(got) = inherit(&bytes, mode, true) {
+                prop_assert_eq!(got.default, Some(bytes));
+            }
+        }
+
+        #[test]
+        fn no_damage_panics(acl in any_acl(), at in 0usize..60, byte: u8, mode: u32) {
+            let mut bytes = encode(&acl);
+            if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            if let Ok(got) = inherit(&bytes, mode, false) {
+                prop_assert_eq!(got.default, None);
+            }
+        }
+    }
+}

@@ -88,6 +88,9 @@ impl Namespace {
 
     /// How a client's attribute `name` is stored: `trusted.overlay.X` as
     /// `trusted.overlay.overlay.X`, everything else as it is.
+    ///
+    /// The kernel refuses the bare prefix with `EINVAL`, and a name that gets longer than 255 bytes
+    /// with `EOPNOTSUPP`; both are left to the caller.
     pub fn to_stored<'a>(self, name: &'a [u8]) -> Cow<'a, [u8]> {
         match name.strip_prefix(self.prefix()) {
             Some(rest) => Cow::Owned([self.prefix(), ESCAPE, rest].concat()),
@@ -107,5 +110,142 @@ impl Namespace {
             Some(rest) => Cow::Owned([self.prefix(), rest].concat()),
             None => Cow::Borrowed(stored),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOTH: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
+    const ALL: [OverlayKey; 10] = [
+        OverlayKey::Opaque,
+        OverlayKey::Redirect,
+        OverlayKey::Origin,
+        OverlayKey::Impure,
+        OverlayKey::Nlink,
+        OverlayKey::Upper,
+        OverlayKey::Metacopy,
+        OverlayKey::Whiteout,
+        OverlayKey::Uuid,
+        OverlayKey::Protattr,
+    ];
+
+    #[test]
+    fn every_key_is_its_namespace_and_its_own_name() {
+        for ns in BOTH {
+            for key in ALL {
+                let name = ns.key(key).to_bytes();
+                let rest = name.strip_prefix(ns.prefix()).unwrap();
+                assert_eq!(rest, format!("{key:?}").to_lowercase().as_bytes());
+                assert!(ns.is_private(name));
+                assert_eq!(ns.to_shown(name), None);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_stored_and_shown_as_the_kernel_does() {
+        // namespace, what the client says, what is stored
+        let rows: [(Namespace, &str, &str); 9] = [
+            (
+                Namespace::Trusted,
+                "trusted.overlay.foo",
+                "trusted.overlay.overlay.foo",
+            ),
+            (
+                Namespace::Trusted,
+                "trusted.overlay.overlay.foo",
+                "trusted.overlay.overlay.overlay.foo",
+            ),
+            (
+                Namespace::Trusted,
+                "trusted.overlay.",
+                "trusted.overlay.overlay.",
+            ),
+            (Namespace::Trusted, "trusted.overlayx", "trusted.overlayx"),
+            (Namespace::Trusted, "trusted.other", "trusted.other"),
+            (Namespace::Trusted, "user.overlay.x", "user.overlay.x"),
+            (
+                Namespace::User,
+                "user.overlay.opaque",
+                "user.overlay.overlay.opaque",
+            ),
+            (
+                Namespace::User,
+                "trusted.overlay.opaque",
+                "trusted.overlay.opaque",
+            ),
+            (Namespace::User, "", ""),
+        ];
+        for (ns, client, stored) in rows {
+            assert_eq!(
+                ns.to_stored(client.as_bytes()),
+                stored.as_bytes(),
+                "{client}"
+            );
+            assert!(!ns.is_private(stored.as_bytes()), "{stored}");
+            assert_eq!(
+                ns.to_shown(stored.as_bytes()).unwrap(),
+                client.as_bytes(),
+                "{stored}"
+            );
+        }
+    }
+
+    #[test]
+    fn private_names_are_hidden() {
+        let rows: [(Namespace, &str, bool); 8] = [
+            (Namespace::Trusted, "trusted.overlay.opaque", true),
+            (Namespace::Trusted, "trusted.overlay.of_the_future", true),
+            (Namespace::Trusted, "trusted.overlay.overlay", true),
+            (Namespace::Trusted, "trusted.overlay.", true),
+            (Namespace::Trusted, "user.overlay.opaque", false),
+            (Namespace::User, "user.overlay.opaque", true),
+            (Namespace::User, "trusted.overlay.opaque", false),
+            (Namespace::User, "user.fuseoverlayfs.opaque", true),
+        ];
+        for (ns, stored, hidden) in rows {
+            assert_eq!(ns.is_private(stored.as_bytes()), hidden, "{stored}");
+            assert_eq!(ns.to_shown(stored.as_bytes()).is_none(), hidden, "{stored}");
+        }
+    }
+
+    fn name() -> impl Strategy<Value = Vec<u8>> {
+        let words: [&[u8]; 6] = [
+            b"trusted.",
+            b"user.",
+            b"overlay.",
+            b"fuseoverlayfs.",
+            b"x",
+            b"\xff",
+        ];
+        let word = proptest::sample::select(words.to_vec());
+        proptest::collection::vec(word, 0..6).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_client_sets_it_sees(name in name()) {
+            for ns in BOTH {
+                let stored = ns.to_stored(&name);
+                if name.starts_with(FUSE_OVERLAYFS) {
+                    prop_assert!(ns.to_shown(&stored).is_none());
+                } else {
+                    prop_assert_eq!(ns.to_shown(&stored).unwrap(), name.as_slice());
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_shown_is_stored_there(stored in name()) {
+            for ns in BOTH {
+                if let Some(shown) = ns.to_shown(&stored) {
+                    prop_assert_eq!(ns.to_stored(&shown), stored.as_slice());
+                }
+            }
+        }
     }
 }

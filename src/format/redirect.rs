@@ -63,3 +63,85 @@ fn component(name: &[u8]) -> Result<OsString, FormatError> {
         name => Ok(OsStr::from_bytes(name).to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn relative(name: &str) -> Redirect {
+        Redirect::Relative(name.into())
+    }
+
+    fn absolute(path: &[&str]) -> Redirect {
+        Redirect::Absolute(path.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn valid_values_are_read() {
+        let rows: [(&[u8], Redirect); 9] = [
+            (b"a", relative("a")),
+            (b"...", relative("...")),
+            (b".wh.a", relative(".wh.a")),
+            (b"/a", absolute(&["a"])),
+            (b"/a/b", absolute(&["a", "b"])),
+            (b"/a/..b/.c", absolute(&["a", "..b", ".c"])),
+            // A C string ends at its NUL.
+            (b"a\0", relative("a")),
+            (b"a\0/b", relative("a")),
+            (b"/a\0/", absolute(&["a"])),
+        ];
+        for (value, redirect) in rows {
+            assert_eq!(Redirect::parse(value), Ok(redirect), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn invalid_values_are_errors() {
+        let rows: [&[u8]; 16] = [
+            b"", b"\0", b"\0a", b"/", b"//", b"/a/", b"/a//b", b"//a", b"a/b", b"a/", b".", b"..",
+            b"/.", b"/..", b"/a/../b", b"/a/.",
+        ];
+        for value in rows {
+            assert!(Redirect::parse(value).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_utf_8_survive() {
+        let value = b"/\xff\xfe/b";
+        assert_eq!(Redirect::parse(value).unwrap().encode(), value);
+    }
+
+    proptest! {
+        #[test]
+        fn valid_redirects_survive(
+            path in proptest::collection::vec("[a-z.]{1,3}[^./\0]", 1..8),
+            is_absolute: bool,
+        ) {
+            let mut path: Vec<_> = path.into_iter().map(OsString::from).collect();
+            let redirect = match path.pop() {
+                Some(name) if !is_absolute => Redirect::Relative(name),
+                Some(name) => {
+                    path.push(name);
+                    Redirect::Absolute(path)
+                }
+                None => unreachable!(),
+            };
+            prop_assert_eq!(Redirect::parse(&redirect.encode()), Ok(redirect));
+        }
+
+        #[test]
+        fn any_bytes_give_a_redirect_that_survives_or_an_error(
+            value in proptest::collection::vec(
+                prop_oneof![Just(b'/'), Just(b'.'), Just(b'a'), any::<u8>()], 0..24),
+        ) {
+            if let Ok(redirect) = Redirect::parse(&value) {
+                let text = value.split(|&b| b == 0).next().unwrap();
+                let encoded = redirect.encode();
+                prop_assert_eq!(encoded.as_slice(), text);
+            }
+        }
+    }
+}

@@ -59,3 +59,92 @@ pub fn whiteout_name(name: &OsStr) -> Option<SmallVec<[u8; 64]>> {
 pub fn is_whiteout_device(mode: u32, major: u32, minor: u32) -> bool {
     mode & libc::S_IFMT == libc::S_IFCHR && major == 0 && minor == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_are_classified() {
+        let hides = |name| AufsName::Hides(OsStr::new(name));
+        let rows = [
+            ("", AufsName::Plain),
+            ("a", AufsName::Plain),
+            (".", AufsName::Plain),
+            ("..", AufsName::Plain),
+            (".wh", AufsName::Plain),
+            (".w", AufsName::Plain),
+            ("wh.a", AufsName::Plain),
+            ("a.wh.b", AufsName::Plain),
+            (".WH.a", AufsName::Plain),
+            (".wh.a", hides("a")),
+            (".wh..a", hides(".a")),
+            (".wh..wh", hides(".wh")),
+            (".wh....", hides("...")),
+            (".wh.a.wh.b", hides("a.wh.b")),
+            (".wh..wh..opq", AufsName::Opaque),
+            (".wh..wh..opq2", AufsName::Reserved),
+            (".wh..wh..op", AufsName::Reserved),
+            (".wh..wh.plnk", AufsName::Reserved),
+            (".wh..wh.aufs", AufsName::Reserved),
+            (".wh..wh.", AufsName::Reserved),
+            (".wh.", AufsName::Reserved),
+            (".wh..", AufsName::Reserved),
+            (".wh...", AufsName::Reserved),
+        ];
+        for (name, meaning) in rows {
+            assert_eq!(classify(OsStr::new(name)), meaning, "{name}");
+        }
+        assert_eq!(
+            classify(OsStr::from_bytes(b".wh.\xff")),
+            AufsName::Hides(OsStr::from_bytes(b"\xff"))
+        );
+    }
+
+    #[test]
+    fn a_name_too_long_to_hide_is_none() {
+        assert_eq!(whiteout_name(OsStr::new("a")).unwrap().as_slice(), b".wh.a");
+        assert_eq!(
+            whiteout_name(OsStr::new(&"a".repeat(251))).unwrap().len(),
+            255
+        );
+        assert_eq!(whiteout_name(OsStr::new(&"a".repeat(252))), None);
+        assert_eq!(whiteout_name(OsStr::new(&"a".repeat(255))), None);
+    }
+
+    #[test]
+    fn only_a_character_device_0_0_is_a_whiteout() {
+        assert!(is_whiteout_device(libc::S_IFCHR, 0, 0));
+        assert!(is_whiteout_device(libc::S_IFCHR | 0o777, 0, 0));
+        assert!(!is_whiteout_device(libc::S_IFCHR, 0, 1));
+        assert!(!is_whiteout_device(libc::S_IFCHR, 1, 0));
+        for other in [
+            libc::S_IFBLK,
+            libc::S_IFREG,
+            libc::S_IFDIR,
+            libc::S_IFLNK,
+            libc::S_IFIFO,
+            libc::S_IFSOCK,
+            0,
+        ] {
+            assert!(!is_whiteout_device(other, 0, 0), "{other:o}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_whiteout_hides_its_name(name in proptest::collection::vec(1u8..=255, 1..260)) {
+            let name = OsStr::from_bytes(&name);
+            let plain = classify(name) == AufsName::Plain && name != "." && name != "..";
+            match whiteout_name(name) {
+                Some(whiteout) if plain => {
+                    prop_assert_eq!(classify(OsStr::from_bytes(&whiteout)), AufsName::Hides(name));
+                }
+                Some(_) => {}
+                None => prop_assert!(name.len() > 251),
+            }
+        }
+    }
+}

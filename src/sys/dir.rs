@@ -133,3 +133,115 @@ fn split_entry(buf: &[u8]) -> Option<(DirEntry<'_>, &[u8])> {
     };
     Some((entry, after))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::ffi::OsString;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use rustix::fs::{Mode, OFlags, open};
+
+    use super::*;
+
+    fn dir_of(count: usize) -> (tempfile::TempDir, OwnedFd, BTreeSet<OsString>) {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mut names = BTreeSet::from([OsString::from("."), OsString::from("..")]);
+        for i in 0..count {
+            let name = format!("{i:0>60}");
+            std::fs::write(tmp.path().join(&name), b"").unwrap();
+            names.insert(name.into());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = open(tmp.path(), flags, Mode::empty()).unwrap();
+        (tmp, fd, names)
+    }
+
+    #[test]
+    fn every_entry_comes_once_and_again_after_a_rewind() {
+        let (_tmp, fd, names) = dir_of(2000);
+        let mut reader = DirReader::new();
+        for _ in 0..2 {
+            let mut seen = BTreeSet::new();
+            reader
+                .read_all(fd.as_fd(), |e| assert!(seen.insert(e.name.to_owned())))
+                .unwrap();
+            assert_eq!(seen, names);
+        }
+    }
+
+    #[test]
+    fn entries_have_type_and_inode_number() {
+        use std::os::unix::fs::MetadataExt;
+        let (tmp, fd, _) = dir_of(1);
+        std::fs::create_dir(tmp.path().join("sub")).unwrap();
+        let mut kinds = vec![];
+        read_all(fd.as_fd(), |e| {
+            if e.name != ".." {
+                let meta = std::fs::symlink_metadata(tmp.path().join(e.name)).unwrap();
+                assert_eq!(e.ino, meta.ino());
+                kinds.push(e.kind);
+            }
+        })
+        .unwrap();
+        kinds.sort_unstable();
+        assert_eq!(kinds, [libc::DT_DIR, libc::DT_DIR, libc::DT_REG]);
+    }
+
+    #[test]
+    fn reading_goes_on_at_any_offset() {
+        let (_tmp, fd, names) = dir_of(1500);
+        let mut reader = DirReader::new();
+        let mut seen = BTreeSet::new();
+        let mut at = 0;
+        loop {
+            DirReader::seek(fd.as_fd(), at).unwrap();
+            let mut left = 100;
+            let more = reader
+                .read(fd.as_fd(), &mut |e| {
+                    assert!(seen.insert(e.name.to_owned()));
+                    at = e.next_off;
+                    left -= 1;
+                    if left == 0 {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                })
+                .unwrap();
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(seen, names);
+    }
+
+    #[test]
+    fn a_removed_directory_is_an_error_or_empty() {
+        let (tmp, fd, _) = dir_of(0);
+        tmp.close().unwrap();
+        let mut entries = 0;
+        match read_all(fd.as_fd(), |_| entries += 1) {
+            Ok(()) => assert_eq!(entries, 0),
+            Err(e) => assert_eq!(e, Errno::NOENT),
+        }
+    }
+
+    #[test]
+    fn broken_records_are_none() {
+        let mut record = [0u8; 24];
+        record[16..18].copy_from_slice(&24u16.to_ne_bytes());
+        record[19] = b'a';
+        assert_eq!(split_entry(&record).unwrap().0.name, "a");
+        for length in 0..24 {
+            assert!(split_entry(&record[..length]).is_none());
+        }
+        for length in [0u16, 1, 19, 25, u16::MAX] {
+            let mut bad = record;
+            bad[16..18].copy_from_slice(&length.to_ne_bytes());
+            assert!(split_entry(&bad).is_none(), "{length}");
+        }
+        record[19..].fill(b'a');
+        assert!(split_entry(&record).is_none());
+    }
+}

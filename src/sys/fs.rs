@@ -233,3 +233,175 @@ pub fn inode_flags(fd: BorrowedFd<'_>) -> Result<Option<u32>, Errno> {
 pub fn set_inode_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
     rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use super::*;
+
+    fn scratch() -> tempfile::TempDir {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        std::fs::write(tmp.path().join("file"), b"data").unwrap();
+        std::fs::create_dir(tmp.path().join("sub")).unwrap();
+        std::os::unix::fs::symlink("file", tmp.path().join("link")).unwrap();
+        tmp
+    }
+
+    fn fd(path: &Path, flags: OFlags) -> OwnedFd {
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    /// Every way to name `name`: below the directory, and as its own descriptor.
+    fn every_way(tmp: &Path, name: &str, test: impl Fn(BorrowedFd<'_>, &OsStr)) {
+        for flags in [OFlags::RDONLY, OFlags::PATH] {
+            test(fd(tmp, flags).as_fd(), OsStr::new(name));
+        }
+        let itself = fd(&tmp.join(name), OFlags::PATH | OFlags::NOFOLLOW);
+        test(itself.as_fd(), OsStr::new(""));
+        if name != "link" {
+            test(fd(&tmp.join(name), OFlags::RDONLY).as_fd(), OsStr::new(""));
+        }
+    }
+
+    fn meta(tmp: &Path, name: &str) -> std::fs::Metadata {
+        std::fs::symlink_metadata(tmp.join(name)).unwrap()
+    }
+
+    #[test]
+    fn modes_are_set_on_every_kind_of_descriptor() {
+        let tmp = scratch();
+        for change in [chmod_at, chmod_by_path] {
+            for name in ["file", "sub"] {
+                every_way(tmp.path(), name, |dir, at| {
+                    for mode in [0o7711, 0o0, 0o700] {
+                        change(dir, at, mode).unwrap();
+                        assert_eq!(meta(tmp.path(), name).mode() & 0o7777, mode);
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn the_mode_of_a_symlink_is_refused_and_its_target_left_alone() {
+        let tmp = scratch();
+        let before = meta(tmp.path(), "file").mode();
+        every_way(tmp.path(), "link", |dir, at| {
+            assert_eq!(chmod_at(dir, at, 0o111), Err(Errno::OPNOTSUPP));
+            assert_eq!(chmod_by_path(dir, at, 0o111), Err(Errno::OPNOTSUPP));
+        });
+        assert_eq!(meta(tmp.path(), "file").mode(), before);
+    }
+
+    #[test]
+    fn times_are_set_on_every_kind_of_descriptor() {
+        let tmp = scratch();
+        for name in ["file", "sub", "link"] {
+            every_way(tmp.path(), name, |dir, at| {
+                let early = TimeSpec::At {
+                    sec: -5,
+                    nsec: 999_999_999,
+                };
+                let late = TimeSpec::At {
+                    sec: 4_000_000_000,
+                    nsec: 1,
+                };
+                utimens_at(dir, at, early, late).unwrap();
+                let now = meta(tmp.path(), name);
+                assert_eq!((now.atime(), now.atime_nsec()), (-5, 999_999_999));
+                assert_eq!((now.mtime(), now.mtime_nsec()), (4_000_000_000, 1));
+                utimens_at(dir, at, TimeSpec::Omit, TimeSpec::Now).unwrap();
+                let now = meta(tmp.path(), name);
+                assert_eq!((now.atime(), now.atime_nsec()), (-5, 999_999_999));
+                assert!(now.mtime() > 1_700_000_000 && now.mtime() < 4_000_000_000);
+            });
+        }
+        let dir = fd(tmp.path(), OFlags::PATH);
+        for nsec in [1_000_000_000, 0x3fff_ffff, 0x3fff_fffe, u32::MAX] {
+            let bad = TimeSpec::At { sec: 0, nsec };
+            let refused = utimens_at(dir.as_fd(), OsStr::new("file"), bad, TimeSpec::Omit);
+            assert_eq!(refused, Err(Errno::INVAL));
+        }
+    }
+
+    #[test]
+    fn owners_can_be_left_as_they_are() {
+        let tmp = scratch();
+        let ids = (
+            meta(tmp.path(), "file").uid(),
+            meta(tmp.path(), "file").gid(),
+        );
+        for name in ["file", "sub", "link"] {
+            every_way(tmp.path(), name, |dir, at| {
+                chown_at(dir, at, None, None).unwrap();
+                chown_at(dir, at, Some(ids.0), Some(ids.1)).unwrap();
+                assert_eq!(chown_at(dir, at, Some(u32::MAX), None), Err(Errno::INVAL));
+                assert_eq!(chown_at(dir, at, None, Some(u32::MAX)), Err(Errno::INVAL));
+            });
+        }
+    }
+
+    #[test]
+    #[ignore = "needs CAP_CHOWN"]
+    fn owners_are_set_on_every_kind_of_descriptor() {
+        let tmp = scratch();
+        for name in ["file", "sub", "link"] {
+            every_way(tmp.path(), name, |dir, at| {
+                chown_at(dir, at, Some(1001), Some(1002)).unwrap();
+                chown_at(dir, at, Some(1003), None).unwrap();
+                let now = meta(tmp.path(), name);
+                assert_eq!((now.uid(), now.gid()), (1003, 1002));
+                chown_at(dir, at, Some(0), Some(0)).unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_opened_again_with_other_flags() {
+        let tmp = scratch();
+        let path = fd(&tmp.path().join("file"), OFlags::PATH);
+        let open = reopen(path.as_fd(), OFlags::RDWR | OFlags::NOFOLLOW).unwrap();
+        rustix::io::write(&open, b"DA").unwrap();
+        assert_eq!(std::fs::read(tmp.path().join("file")).unwrap(), b"DAta");
+        let link = fd(&tmp.path().join("link"), OFlags::PATH | OFlags::NOFOLLOW);
+        assert_eq!(
+            reopen(link.as_fd(), OFlags::RDONLY).map(drop),
+            Err(Errno::LOOP)
+        );
+    }
+
+    #[test]
+    fn an_unnamed_file_gets_a_name_once() {
+        let tmp = scratch();
+        let dir = fd(tmp.path(), OFlags::PATH);
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&dir, c".", flags, Mode::RUSR).unwrap();
+        link_fd_at(file.as_fd(), dir.as_fd(), OsStr::new("new")).unwrap();
+        assert_eq!(meta(tmp.path(), "new").mode() & 0o777, 0o400);
+        let again = link_fd_at(file.as_fd(), dir.as_fd(), OsStr::new("file"));
+        assert_eq!(again, Err(Errno::EXIST));
+    }
+
+    #[test]
+    fn the_limit_on_open_files_is_raised_as_far_as_it_goes() {
+        let soft = raise_nofile().unwrap();
+        let now = rustix::process::getrlimit(Resource::Nofile);
+        assert_eq!(now.current.unwrap_or(u64::MAX), soft);
+        assert_eq!(now.current, now.maximum);
+        assert_eq!(raise_nofile(), Ok(soft));
+    }
+
+    #[test]
+    fn inode_flags_are_read_and_set_where_there_are_any() {
+        let tmp = scratch();
+        let file = fd(&tmp.path().join("file"), OFlags::RDONLY);
+        let noatime = 0x80;
+        let before = inode_flags(file.as_fd()).unwrap().unwrap();
+        set_inode_flags(file.as_fd(), before | noatime).unwrap();
+        assert_eq!(inode_flags(file.as_fd()), Ok(Some(before | noatime)));
+        let proc = fd(Path::new("/proc/self/status"), OFlags::RDONLY);
+        assert_eq!(inode_flags(proc.as_fd()), Ok(None));
+    }
+}

@@ -235,3 +235,93 @@ unsafe fn ioctl_read(
         _ => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{AtFlags, Mode, StatxFlags, open, statx};
+
+    use super::*;
+
+    fn path_fd(path: &std::path::Path) -> OwnedFd {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        open(path, flags, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_handle_names_the_inode_whatever_the_way_to_it() {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        std::fs::write(tmp.path().join("file"), b"").unwrap();
+        std::fs::hard_link(tmp.path().join("file"), tmp.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("file", tmp.path().join("link")).unwrap();
+        let dir = path_fd(tmp.path());
+        let handle = |name: &str| {
+            name_to_handle_at(dir.as_fd(), OsStr::new(name))
+                .unwrap()
+                .unwrap()
+        };
+        let itself = path_fd(&tmp.path().join("file"));
+        assert_eq!(
+            name_to_handle_at(itself.as_fd(), OsStr::new("")),
+            Ok(Some(handle("file")))
+        );
+        assert_eq!(handle("file"), handle("other"));
+        assert_ne!(handle("file"), handle("link"));
+        assert_ne!(handle("file"), handle(""));
+        let none = name_to_handle_at(dir.as_fd(), OsStr::new("none"));
+        assert_eq!(none, Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn a_file_system_without_handles_gives_none() {
+        let proc = path_fd("/proc".as_ref());
+        assert_eq!(
+            name_to_handle_at(proc.as_fd(), OsStr::new("version")),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    #[ignore = "needs CAP_DAC_READ_SEARCH in the initial user namespace"]
+    fn a_handle_is_opened_until_its_inode_is_gone() {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = tmp.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let mount = open(tmp.path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let handle = name_to_handle_at(mount.as_fd(), OsStr::new("file"))
+            .unwrap()
+            .unwrap();
+        let opened = open_by_handle_at(mount.as_fd(), &handle, OFlags::PATH).unwrap();
+        let ino = |fd: BorrowedFd<'_>, name: &str| {
+            statx(fd, name, AtFlags::EMPTY_PATH, StatxFlags::INO)
+                .unwrap()
+                .stx_ino
+        };
+        assert_eq!(ino(opened.as_fd(), ""), ino(mount.as_fd(), "file"));
+        drop(opened);
+        std::fs::remove_file(&file).unwrap();
+        let gone = open_by_handle_at(mount.as_fd(), &handle, OFlags::PATH).map(drop);
+        assert_eq!(gone, Err(Errno::STALE));
+        let long = RawHandle {
+            handle_type: 1,
+            bytes: SmallVec::from_elem(0, 129),
+        };
+        assert_eq!(
+            open_by_handle_at(mount.as_fd(), &long, OFlags::PATH).map(drop),
+            Err(Errno::INVAL)
+        );
+    }
+
+    #[test]
+    fn uuids_are_the_same_for_a_path_descriptor() {
+        for path in ["/", "/dev/shm", "/proc"] {
+            let open = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            assert_eq!(
+                fs_uuid(path_fd(path.as_ref()).as_fd()),
+                fs_uuid(open.as_fd()),
+                "{path}"
+            );
+        }
+    }
+}

@@ -71,3 +71,36 @@ pub fn mount_set_flags(fd: BorrowedFd<'_>, attr_set: u64) -> Result<(), Errno> {
     })
     .map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{Mode, OFlags, open, openat};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "needs CAP_SYS_ADMIN"]
+    fn a_read_only_clone_refuses_writes_and_the_original_does_not() {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        std::fs::write(tmp.path().join("file"), b"").unwrap();
+        let dir = open(tmp.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert_eq!(
+            mount_set_flags(dir.as_fd(), MOUNT_ATTR_RDONLY),
+            Err(Errno::INVAL)
+        );
+        let clone = clone_tree(dir.as_fd()).unwrap();
+        let write = |fd: &OwnedFd| openat(fd, "file", OFlags::WRONLY, Mode::empty()).map(drop);
+        assert_eq!(write(&clone), Ok(()));
+        mount_set_flags(clone.as_fd(), MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME).unwrap();
+        mount_set_flags(clone.as_fd(), MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID).unwrap();
+        assert_eq!(write(&clone), Err(Errno::ROFS));
+        assert_eq!(write(&dir), Ok(()));
+        let flags = rustix::fs::fstatvfs(&clone).unwrap().f_flag;
+        for flag in ["RDONLY", "NOATIME", "NODEV", "NOSUID"] {
+            let flag = rustix::fs::StatVfsMountFlags::from_name(flag).unwrap();
+            assert!(flags.contains(flag), "{flag:?}");
+        }
+    }
+}

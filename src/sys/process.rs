@@ -11,6 +11,8 @@ use super::call::check;
 
 /// `CAP_SYS_ADMIN` as a bit of `CapEff`.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+/// `PROC_USER_INIT_INO` of include/linux/proc_ns.h.
+const INITIAL_USER_NS: &str = "user:[4026531837]";
 
 /// Which side of [`daemon_fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +121,10 @@ pub fn has_cap_sys_admin_in_init_ns() -> bool {
         .and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok())
         .unwrap_or(0);
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    effective & CAP_SYS_ADMIN != 0 && is_identity_map(&map)
+    // Root can give a new namespace the identity map too; the number of the initial one is fixed.
+    let is_initial = std::fs::read_link("/proc/self/ns/user")
+        .map_or(true, |link| link.as_os_str() == INITIAL_USER_NS);
+    effective & CAP_SYS_ADMIN != 0 && is_identity_map(&map) && is_initial
 }
 
 /// Whether this `uid_map` is the initial user namespace's: every id but 4294967295 to itself.
@@ -133,4 +138,62 @@ fn status_field(name: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix(name))
         .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_signal_is_waited_for() {
+        let waiter = std::thread::spawn(|| {
+            block_signals(&[libc::SIGUSR1, libc::SIGUSR2]).unwrap();
+            // SAFETY: sends a signal, blocked here, to this thread alone.
+            let sent = unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            assert_eq!(sent, 0);
+            wait_signal(&[libc::SIGUSR1, libc::SIGUSR2])
+        });
+        assert_eq!(waiter.join().unwrap(), Ok(libc::SIGUSR2));
+    }
+
+    #[test]
+    fn a_number_that_is_no_signal_is_an_error() {
+        assert_eq!(block_signals(&[0]), Err(Errno::INVAL));
+        assert_eq!(block_signals(&[12345]), Err(Errno::INVAL));
+        assert_eq!(wait_signal(&[-1]), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn fork_is_refused_beside_other_threads() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || wait.recv());
+        assert_eq!(daemon_fork(), Err(Errno::BUSY));
+        drop(stop);
+        assert!(other.join().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_thread_gets_its_name() {
+        let thread = std::thread::spawn(|| {
+            prctl_set_name("a name of twenty").unwrap();
+            std::fs::read_to_string("/proc/thread-self/comm").unwrap()
+        });
+        assert_eq!(thread.join().unwrap(), "a name of twent\n");
+        assert_eq!(prctl_set_name("a\0b"), Err(Errno::INVAL));
+    }
+
+    #[test]
+    #[ignore = "needs CAP_SYS_ADMIN in the initial user namespace"]
+    fn root_of_the_initial_namespace_is_recognised() {
+        assert!(has_cap_sys_admin_in_init_ns());
+    }
+
+    #[test]
+    fn only_the_map_of_the_initial_namespace_is_the_identity() {
+        assert!(is_identity_map("         0          0 4294967295\n"));
+        assert!(!is_identity_map("         0       1000          1\n"));
+        assert!(!is_identity_map("0 0 65536\n65536 65536 10\n"));
+        assert!(!is_identity_map("0 0 4294967295\n0 0 1\n"));
+        assert!(!is_identity_map(""));
+    }
 }

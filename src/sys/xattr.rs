@@ -61,17 +61,25 @@ impl SetFlags {
 
 /// Runs `at` where the kernel has the `*xattrat` calls, otherwise, or when the kernel refuses this
 /// kind of descriptor, `by_path` with a `/proc` path and whether that has to be followed.
+///
+/// fs/xattr.c takes an empty name through `fdget()`, which does not see `O_PATH` files: `EBADF`.
+/// For directories `.` does instead, in less than half of the time that the walk through `/proc`
+/// takes.
 fn dispatch<R>(
     dir: BorrowedFd<'_>,
     name: &OsStr,
-    at: impl FnOnce(libc::c_int, &CStr) -> Result<R, Errno>,
+    at: impl Fn(libc::c_int, &CStr) -> Result<R, Errno>,
     by_path: impl FnOnce(&CStr, bool) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     if !NO_XATTRAT.load(Ordering::Relaxed) {
-        match with_c_name(name, |name| at(dir.as_raw_fd(), name)) {
+        let fd = dir.as_raw_fd();
+        match with_c_name(name, |name| at(fd, name)) {
             Err(Errno::NOSYS) => NO_XATTRAT.store(true, Ordering::Relaxed),
-            // fs/xattr.c takes an empty name through fdget(), which does not see O_PATH files.
-            Err(Errno::BADF) if name.is_empty() => {}
+            Err(Errno::BADF) if name.is_empty() => match at(fd, c".") {
+                // Not a directory, or one that may not be searched.
+                Err(Errno::NOTDIR | Errno::ACCESS | Errno::BADF) => {}
+                other => return other,
+            },
             other => return other,
         }
     }
@@ -296,4 +304,207 @@ pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr, key: &CStr) -> Result<(), Er
         },
     )
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::path::Path;
+
+    use rustix::fs::{CWD, Mode, OFlags, open};
+
+    use super::*;
+
+    const KEY: &CStr = c"user.test";
+
+    /// On a file system with `user.*` attributes, which tmpfs may lack.
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir_in("/var/tmp").unwrap()
+    }
+
+    fn fd(path: &Path, flags: OFlags) -> OwnedFd {
+        open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    fn n(name: &str) -> &OsStr {
+        OsStr::new(name)
+    }
+
+    fn both_ways(test: impl Fn()) {
+        for fallback in [false, true] {
+            // Tests run side by side; either value is right for each of them.
+            NO_XATTRAT.store(fallback, Ordering::Relaxed);
+            test();
+        }
+        NO_XATTRAT.store(false, Ordering::Relaxed);
+    }
+
+    fn round_trip(dir: BorrowedFd<'_>, name: &OsStr) {
+        assert_eq!(get_at(dir, name, KEY), Ok(None));
+        assert_eq!(has_at(dir, name, KEY), Ok(false));
+        assert_eq!(remove_at(dir, name, KEY), Err(Errno::NODATA));
+        assert_eq!(
+            set_at(dir, name, KEY, b"x", SetFlags::Replace),
+            Err(Errno::NODATA)
+        );
+        set_at(dir, name, KEY, b"", SetFlags::Create).unwrap();
+        assert_eq!(get_at(dir, name, KEY), Ok(Some(vec![])));
+        assert_eq!(has_at(dir, name, KEY), Ok(true));
+        assert_eq!(
+            set_at(dir, name, KEY, b"x", SetFlags::Create),
+            Err(Errno::EXIST)
+        );
+        set_at(dir, name, KEY, b"value", SetFlags::Replace).unwrap();
+        set_at(dir, name, c"user.other", b"1", SetFlags::Any).unwrap();
+        assert_eq!(get_at(dir, name, KEY), Ok(Some(b"value".to_vec())));
+        let mut buf = [0u8; 5];
+        assert_eq!(get_at_into(dir, name, KEY, &mut buf), Ok(Some(5)));
+        assert_eq!(&buf, b"value");
+        assert_eq!(get_at_into(dir, name, KEY, &mut [0; 4]), Err(Errno::RANGE));
+        assert_eq!(get_at_into(dir, name, KEY, &mut []), Ok(Some(5)));
+        let list = list_at(dir, name).unwrap();
+        assert!(list.ends_with(b"\0"));
+        let names: Vec<_> = list.split(|&b| b == 0).collect();
+        assert!(
+            names.contains(&b"user.test".as_slice()) && names.contains(&b"user.other".as_slice())
+        );
+        remove_at(dir, name, KEY).unwrap();
+        remove_at(dir, name, c"user.other").unwrap();
+    }
+
+    #[test]
+    fn attributes_are_reached_by_every_kind_of_descriptor() {
+        both_ways(|| {
+            let tmp = scratch();
+            std::fs::write(tmp.path().join("file"), b"").unwrap();
+            std::fs::create_dir(tmp.path().join("sub")).unwrap();
+            for flags in [OFlags::RDONLY, OFlags::PATH] {
+                let dir = fd(tmp.path(), flags);
+                round_trip(dir.as_fd(), n("file"));
+                round_trip(dir.as_fd(), n("sub"));
+                round_trip(dir.as_fd(), n(""));
+                round_trip(fd(&tmp.path().join("file"), flags).as_fd(), n(""));
+            }
+            let file = tmp.path().join("file");
+            round_trip(CWD, file.as_os_str());
+        });
+    }
+
+    #[test]
+    fn a_final_symlink_is_not_followed() {
+        both_ways(|| {
+            let tmp = scratch();
+            std::fs::write(tmp.path().join("file"), b"").unwrap();
+            std::os::unix::fs::symlink("file", tmp.path().join("link")).unwrap();
+            let dir = fd(tmp.path(), OFlags::PATH);
+            set_at(dir.as_fd(), n("file"), KEY, b"x", SetFlags::Any).unwrap();
+            let link = fd(&tmp.path().join("link"), OFlags::PATH | OFlags::NOFOLLOW);
+            for (dir, name) in [(dir.as_fd(), n("link")), (link.as_fd(), n(""))] {
+                // A symlink can't have user.* attributes.
+                assert_eq!(get_at(dir, name, KEY), Ok(None));
+                assert_eq!(
+                    set_at(dir, name, KEY, b"y", SetFlags::Any),
+                    Err(Errno::PERM)
+                );
+                assert_eq!(
+                    list_at(dir, name)
+                        .unwrap()
+                        .windows(9)
+                        .find(|w| w == b"user.test"),
+                    None
+                );
+            }
+            assert_eq!(get_at(dir.as_fd(), n("file"), KEY), Ok(Some(b"x".to_vec())));
+        });
+    }
+
+    #[test]
+    #[ignore = "needs CAP_SYS_ADMIN in the initial user namespace"]
+    fn symlinks_and_special_files_have_trusted_attributes() {
+        both_ways(|| {
+            let tmp = scratch();
+            std::os::unix::fs::symlink("nowhere", tmp.path().join("link")).unwrap();
+            let dir = fd(tmp.path(), OFlags::PATH);
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(&dir, "fifo", kind, Mode::RWXU, 0).unwrap();
+            for name in ["link", "fifo"] {
+                let key = c"trusted.test";
+                let itself = fd(&tmp.path().join(name), OFlags::PATH | OFlags::NOFOLLOW);
+                set_at(dir.as_fd(), n(name), key, b"1", SetFlags::Create).unwrap();
+                assert_eq!(get_at(itself.as_fd(), n(""), key), Ok(Some(b"1".to_vec())));
+                set_at(itself.as_fd(), n(""), key, b"2", SetFlags::Replace).unwrap();
+                assert_eq!(get_at(dir.as_fd(), n(name), key), Ok(Some(b"2".to_vec())));
+                assert_eq!(
+                    list_at(itself.as_fd(), n("")),
+                    list_at(dir.as_fd(), n(name))
+                );
+                remove_at(itself.as_fd(), n(""), key).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn values_larger_than_the_stack_buffer_are_read() {
+        both_ways(|| {
+            let tmp = scratch();
+            let dir = fd(tmp.path(), OFlags::PATH);
+            for size in [255, 256, 257, 2000] {
+                let value = vec![b'v'; size];
+                set_at(dir.as_fd(), n(""), KEY, &value, SetFlags::Any).unwrap();
+                assert_eq!(get_at(dir.as_fd(), n(""), KEY), Ok(Some(value)));
+            }
+        });
+    }
+
+    #[test]
+    fn lists_larger_than_the_first_buffer_are_read() {
+        both_ways(|| {
+            let tmp = scratch();
+            let dir = fd(tmp.path(), OFlags::PATH);
+            for i in 0..9 {
+                let key = std::ffi::CString::new(format!("user.{i}{}", "k".repeat(200))).unwrap();
+                set_at(dir.as_fd(), n(""), &key, b"", SetFlags::Any).unwrap();
+            }
+            let list = list_at(dir.as_fd(), n("")).unwrap();
+            let ours = list
+                .split(|&b| b == 0)
+                .filter(|key| key.starts_with(b"user."));
+            assert_eq!(ours.count(), 9);
+        });
+    }
+
+    #[test]
+    fn no_attributes_at_all_is_none() {
+        both_ways(|| {
+            let dir = fd(Path::new("/proc/self"), OFlags::PATH);
+            assert_eq!(get_at(dir.as_fd(), n("status"), KEY), Ok(None));
+            assert_eq!(list_at(dir.as_fd(), n("status")), Ok(vec![]));
+            let refused = set_at(dir.as_fd(), n("status"), KEY, b"", SetFlags::Any);
+            // The owner's permission is asked for first.
+            assert!(
+                matches!(refused, Err(Errno::OPNOTSUPP | Errno::ACCESS)),
+                "{refused:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn names_that_do_not_exist_are_errors() {
+        both_ways(|| {
+            let tmp = scratch();
+            std::fs::write(tmp.path().join("file"), b"").unwrap();
+            let dir = fd(tmp.path(), OFlags::PATH);
+            let file = fd(&tmp.path().join("file"), OFlags::PATH);
+            assert_eq!(get_at(dir.as_fd(), n("none"), KEY), Err(Errno::NOENT));
+            assert_eq!(get_at(file.as_fd(), n("none"), KEY), Err(Errno::NOTDIR));
+            assert_eq!(get_at(dir.as_fd(), n("a\0b"), KEY), Err(Errno::INVAL));
+            for length in [256, 5000] {
+                let long = "a".repeat(length);
+                assert_eq!(get_at(dir.as_fd(), n(&long), KEY), Err(Errno::NAMETOOLONG));
+            }
+            let longest = "a".repeat(255);
+            std::fs::write(tmp.path().join(&longest), b"").unwrap();
+            assert_eq!(get_at(dir.as_fd(), n(&longest), KEY), Ok(None));
+        });
+    }
 }
