@@ -33,6 +33,7 @@ mod inos;
 mod layer;
 mod lookup;
 mod metadata;
+pub mod mountinfo;
 mod node;
 mod open;
 mod readdir;
