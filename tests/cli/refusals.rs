@@ -288,7 +288,7 @@ fn a_layer_or_mount_point_whose_daemon_has_died() {
         1,
         &["mount point", "daemon has died"],
     );
-    bench.refuses(["stat", "merged"], 1, &["does not answer", "rovl umount"]);
+    bench.refuses(["stat", "merged"], 1, &["daemon has died", "rovl umount"]);
     bench.rovl(["umount", "merged"]).silent();
     assert!(!is_mount_point(bench.merged()));
 }
