@@ -130,6 +130,58 @@ fn the_same_upper_can_be_mounted_again_at_once() {
 }
 
 #[test]
+fn a_daemon_that_ends_leaves_the_next_mount_in_the_same_place_alone() {
+    let bench = Bench::new();
+    let mount = || {
+        bench
+            .rovl(["mount", "--lower", "lower0:lower1", "merged"])
+            .silent()
+    };
+    mount();
+    for _ in 0..30 {
+        run("umount", &["-l", bench.merged().to_str().unwrap()]);
+        mount();
+        bench.assert_served();
+    }
+    let pid = bench.daemon();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(bench.daemon(), pid);
+    bench.rovl(["umount", "merged"]).silent();
+}
+
+#[test]
+fn a_signal_unmounts_bind_mounts_of_the_tree_too() {
+    let bench = Bench::new();
+    let copy = bench.dir("copy");
+    let pid = bench.mount();
+    run(
+        "mount",
+        &[
+            "--bind",
+            bench.merged().to_str().unwrap(),
+            copy.to_str().unwrap(),
+        ],
+    );
+    signal(pid, Signal::TERM);
+    bench.assert_gone(pid, SOON);
+    assert!(!is_mount_point(&copy));
+}
+
+#[test]
+fn a_mount_that_is_covered_is_served_on() {
+    let bench = Bench::new();
+    let pid = bench.mount();
+    let merged = bench.merged().to_str().unwrap();
+    run("mount", &["-t", "tmpfs", "none", merged]);
+    signal(pid, Signal::TERM);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(is_running(pid));
+    run("umount", &[merged]);
+    bench.assert_served();
+    bench.rovl(["umount", "merged"]).silent();
+}
+
+#[test]
 fn an_aborted_connection_leaves_no_mount_point() {
     let bench = Bench::new();
     let pid = bench.mount();
