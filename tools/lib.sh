@@ -25,8 +25,16 @@ pass() { PASSED=$((PASSED + 1)); printf '%s   ok     %s%s\n' "$GREEN" "$*" "$PLA
 fail() { FAILED=$((FAILED + 1)); printf '%s   FAILED %s%s\n' "$RED" "$*" "$PLAIN"; }
 die() { printf '%s%s: %s%s\n' "$RED" "${0##*/}" "$*" "$PLAIN" >&2; exit 1; }
 
-# show COMMAND…: the command as one would type it, then what it prints.
-show() { printf '%s   $ %s%s\n' "$BOLD" "$*" "$PLAIN"; "$@" 2>&1 | sed 's/^/     /'; }
+# show COMMAND…: the command as one would type it, then what it prints. That it fails is a failed check.
+show() {
+    local word line=''
+    for word in "$@"; do
+        case $word in *[\ \;\>]*) word="'$word'" ;; esac
+        line+=" $word"
+    done
+    printf '%s   $%s%s\n' "$BOLD" "$line" "$PLAIN"
+    "$@" 2>&1 | sed '/./s/^/     /' || fail "$line"
+}
 
 need_root() {
     [ "$(id -u)" = 0 ] && return
