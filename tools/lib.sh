@@ -65,15 +65,15 @@ need_packages() {
 }
 
 need_cargo() {
-    command -v cargo >/dev/null && return
-    [ -x "$HOME/.cargo/bin/cargo" ] && PATH=$HOME/.cargo/bin:$PATH && return
-    die "cargo is not installed; install Rust 1.90 or newer (with rustup), then run this again"
+    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null ||
+        die "cargo is not installed; install Rust 1.90 or newer (with rustup), then run this again"
+    command -v cc >/dev/null || need_packages gcc libc6-dev # the linker
 }
 
 # need_cargo_tool NAME VERSION: that version of a program from a crate; kept in cargo's own place for the next run.
 need_cargo_tool() {
     need_cargo
-    PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
     case "$("$1" --version 2>/dev/null)" in *" $2") return ;; esac
     say "Installing with cargo: $1 $2"
     # Not in this project's target directory, nor with its flags.
