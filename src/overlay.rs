@@ -24,6 +24,7 @@
 
 pub(crate) mod attr;
 pub mod config;
+pub mod mountinfo;
 mod copy_up;
 mod create;
 mod fds;
