@@ -227,3 +227,13 @@ impl Drop for Map {
         unsafe { libc::munmap(self.address, Map::LENGTH) };
     }
 }
+
+/// Closes a file and tells the error that close(2) tells.
+pub fn close(file: File) -> Result<()> {
+    use std::os::fd::IntoRawFd;
+    // SAFETY: the descriptor was owned by `file` and nobody else, who gave it up.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
