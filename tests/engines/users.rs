@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::support::files::close;
 use crate::support::{
-    Layers, Mounted, Scratch, as_user, errno, require_program, require_root, subject,
+    Layers, Mounted, Scratch, Subject, as_user, errno, require_program, require_root, subject,
 };
 
 /// A lower with /tmp (1777), /home/u (uid 1000) and a root-only directory.
@@ -174,7 +174,10 @@ fn closing_a_removed_or_replaced_file_is_no_error() {
             _ => 38,
         };
         assert_eq!(file.metadata().unwrap().len(), expected, "f{i}");
-        assert_eq!(file.metadata().unwrap().nlink(), 0, "f{i}");
+        // The kernel's overlayfs goes on showing the lower file's link count here.
+        if subject() != Subject::Kernel {
+            assert_eq!(file.metadata().unwrap().nlink(), 0, "f{i}");
+        }
         close(file).unwrap_or_else(|e| panic!("close of f{i}: {e}"));
     }
     assert!(mounted.daemon_alive());
