@@ -7,6 +7,8 @@
 //! Needs root. `ROVL_STRESS_SECONDS` (60), `ROVL_STRESS_SEED` (random) and `ROVL_STRESS_RACES` (20,
 //! a second) change a run. What workers did is kept in `/tmp/rovl-stress-*` when one fails.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 #[path = "concurrency/board.rs"]
@@ -67,7 +69,7 @@ fn worker_process() {
         control: std::env::var_os("ROVL_STRESS_CONTROL").unwrap().into(),
         time: Duration::from_secs(number("ROVL_STRESS_SECONDS", 60)),
         seed: number("ROVL_STRESS_SEED", 1),
-        stale_opens: subject() != Subject::Rovl,
+        lax: subject() != Subject::Rovl,
         races: number("ROVL_STRESS_RACES", 20) as u32,
     });
 }

@@ -288,7 +288,7 @@ impl Worker {
             let path = self.group_path(g);
             let stat = expect(&path, self.stat(&path), Ok(())).unwrap();
             let want = self.board.group_links(g).load(SeqCst);
-            assert_eq!(stat.st_nlink as u64, want, "links of group {g}, by {path}");
+            assert_eq!(stat.st_nlink, want, "links of group {g}, by {path}");
         }
     }
 

@@ -119,7 +119,7 @@ impl Worker {
     /// Says that a file's data is about to change.
     pub fn before_write(&mut self, id: Id) {
         self.model.get_mut(id).pure_lower = false;
-        if self.orders.stale_opens {
+        if self.orders.lax {
             let stale: Vec<_> = self
                 .holders
                 .extract_if(.., |holder| holder.id == id && holder.from_lower)
@@ -243,7 +243,7 @@ impl Worker {
         assert_eq!(stat.st_mode & 0o7777, inode.mode, "{what}: mode in octal");
         if let Some(size) = size {
             assert_eq!(stat.st_size, size as i64, "{what}: size");
-            assert_eq!(stat.st_nlink as u64, inode.nlink, "{what}: links");
+            assert_eq!(stat.st_nlink, inode.nlink, "{what}: links");
         }
         if let Kind::Symlink { target } = &inode.kind {
             let got = fs::readlinkat(&self.root, &path, Vec::new());

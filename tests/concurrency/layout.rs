@@ -180,7 +180,7 @@ fn objects(w: usize, s: usize, i: usize, home: In, all: &mut Vec<Start>) {
 /// Worker `w`'s first name in hard-link group `g`.
 pub fn group_name(g: usize, w: usize) -> String {
     // All names of a lower file are in one layer: s0 and s2 both have a part in lower0.
-    let s = if w % 2 == 0 { 0 } else { 2 };
+    let s = if w.is_multiple_of(2) { 0 } else { 2 };
     format!("s{s}/w{w}.g{g}")
 }
 

@@ -42,7 +42,6 @@ pub struct Inode {
 
 /// The objects that one worker owns.
 pub struct Model {
-    pub owner: usize,
     inodes: HashMap<Id, Inode>,
     next: Id,
 }
@@ -51,7 +50,6 @@ impl Model {
     /// The start as `layout` says.
     pub fn new(owner: usize) -> Model {
         let mut model = Model {
-            owner,
             inodes: HashMap::new(),
             next: 0,
         };

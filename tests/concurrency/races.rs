@@ -202,8 +202,10 @@ impl Worker {
             Race::Replace => fs::renameat(root, &mine, root, name),
             Race::Append => self.append_record(round),
             Race::CopyUp => self.copy_up(round),
-            Race::MakeInMoved if w % 2 == 0 => fs::renameat(root, name, root, &mine),
-            Race::MakeInRemoved if w % 2 == 0 => fs::unlinkat(root, name, AtFlags::REMOVEDIR),
+            Race::MakeInMoved if w.is_multiple_of(2) => fs::renameat(root, name, root, &mine),
+            Race::MakeInRemoved if w.is_multiple_of(2) => {
+                fs::unlinkat(root, name, AtFlags::REMOVEDIR)
+            }
             Race::MakeInMoved | Race::MakeInRemoved => self
                 .open(&format!("{name}/f{w}"), create, 0o644)
                 .map(|_| ()),

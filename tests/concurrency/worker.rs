@@ -30,8 +30,10 @@ pub struct Orders {
     pub control: PathBuf,
     pub time: Duration,
     pub seed: u64,
-    /// The subject lets a file that was opened read-only in a lower stay stale after copy-up.
-    pub stale_opens: bool,
+    /// The subject is the kernel's overlayfs or a peer: it isn't held to what the kernel gets
+    /// wrong. A file that was opened read-only in a lower stays stale after copy-up; an open file
+    /// without names has links; d_ino of a hard link in a pure upper directory is another.
+    pub lax: bool,
     /// Races a second.
     pub races: u32,
 }
