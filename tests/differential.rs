@@ -26,6 +26,7 @@ mod differential {
     mod rng;
     mod run;
     mod shrink;
+    mod stats;
     mod sys;
     mod tree;
     mod upper;

@@ -217,6 +217,28 @@ impl Driver {
         }
     }
 
+    /// The slots that hold an open file, and those of them that were opened read-only.
+    pub fn open_slots(&self) -> (Vec<usize>, Vec<usize>) {
+        let open: Vec<usize> = (0..SLOTS).filter(|h| self.files[*h].is_some()).collect();
+        let read_only = |h: &usize| {
+            let flags = self.files[*h].as_ref().map(rustix::fs::fcntl_getfl);
+            matches!(flags, Some(Ok(flags)) if !flags.intersects(OFlags::WRONLY | OFlags::RDWR))
+        };
+        (open.clone(), open.into_iter().filter(read_only).collect())
+    }
+
+    /// Whether `op` is on an open file that has no name any more.
+    pub fn is_deleted(&self, op: &Op) -> bool {
+        let deleted = |h: usize| {
+            let attr = self.files[h].as_ref().map(|fd| fstat(fd, self.t0));
+            matches!(attr, Some(Ok(attr)) if attr.nlink == 0)
+        };
+        match op {
+            Op::CopyRange { from, to, .. } => deleted(*from) || deleted(*to),
+            _ => slot_of(op).is_some_and(deleted),
+        }
+    }
+
     fn slot_used(&self, op: &Op) -> bool {
         match op {
             Op::CopyRange { from, to, .. } => self.files[*from].is_some() && self.files[*to].is_some(),
@@ -246,7 +268,9 @@ impl Driver {
             Op::Walk => Ok(Outcome::Tree(TreeBox(Box::new(self.tree()?)))),
             Op::MmapKeep { .. } | Op::MmapRead(_) | Op::MmapWrite { .. } => self.mapping(op),
             _ if uses_slot(op) => self.on_slot(op),
-            Op::Mknod { path, kind: Nd::NdChr(0, 0), mode } if self.role == Role::Plain => plain_whiteout(path, *mode),
+            Op::Mknod { path, kind: Nd::NdChr(0, 0), mode } if self.role == Role::Plain => {
+                self.plain_whiteout(path, *mode)
+            }
             Op::Mkdir { .. }
             | Op::Rmdir(_)
             | Op::Unlink(_)
@@ -281,6 +305,8 @@ impl Driver {
             Op::Pwrite { h, off, len, seed } => {
                 number(rustix::io::pwrite(self.fd(*h)?, &pattern(*seed, *len), *off))
             }
+            // What an offset in a directory means is the file system's affair.
+            Op::Seek { h, .. } if fstat(self.fd(*h)?, self.t0)?.kind == FileType::Directory => Ok(Outcome::Skipped),
             Op::Seek { h, to } => seek(self.fd(*h)?, *to),
             Op::Ftruncate { h, len } => done(rustix::fs::ftruncate(self.fd(*h)?, *len)),
             Op::Fallocate { h, mode, off, len } => {
@@ -398,6 +424,22 @@ impl Driver {
         }
     }
 
+    /// On the plain copy: everything that mknod of a whiteout checks, but nothing made.
+    fn plain_whiteout(&mut self, path: &[u8], bits: M) -> Res {
+        let parent = match path.iter().rposition(|c| *c == b'/') {
+            Some(slash) => &path[..slash],
+            None => b".",
+        };
+        let before = rustix::fs::statx(CWD, parent, AtFlags::empty(), rustix::fs::StatxFlags::BASIC_STATS)?;
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, mode(bits), 0)?;
+        let times = timestamps(Tm::Omit, Tm::At(T(before.stx_mtime.tv_sec, before.stx_mtime.tv_nsec)));
+        self.as_root(|_| {
+            rustix::fs::unlinkat(CWD, path, AtFlags::empty())?;
+            rustix::fs::utimensat(CWD, parent, &times, AtFlags::empty())
+        })??;
+        Err(Errno::PERM)
+    }
+
     fn list(&mut self, path: &B, stat: bool) -> Res {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, &path[..], flags, Mode::empty())?;
@@ -487,22 +529,6 @@ fn xattr_op(op: &Op) -> Res {
             Ok(Outcome::Names(list))
         }
         _ => Ok(Outcome::Broken(format!("{op:?} is not known"))),
-    }
-}
-
-/// On the plain copy: everything that mknod of a whiteout checks, but nothing made.
-fn plain_whiteout(path: &[u8], bits: M) -> Res {
-    let parent = match path.iter().rposition(|c| *c == b'/') {
-        Some(slash) => &path[..slash],
-        None => b".",
-    };
-    let before = rustix::fs::statx(CWD, parent, AtFlags::empty(), rustix::fs::StatxFlags::BASIC_STATS)?;
-    rustix::fs::mknodat(CWD, path, FileType::Fifo, mode(bits), 0)?;
-    rustix::fs::unlinkat(CWD, path, AtFlags::empty())?;
-    let mtime = Tm::At(T(before.stx_mtime.tv_sec, before.stx_mtime.tv_nsec));
-    match rustix::fs::utimensat(CWD, parent, &timestamps(Tm::Omit, mtime), AtFlags::empty()) {
-        Ok(()) => Err(Errno::PERM),
-        Err(error) => Ok(Outcome::Broken(format!("restoring {}: {error}", parent.escape_ascii()))),
     }
 }
 

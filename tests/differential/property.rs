@@ -11,6 +11,7 @@ use super::random;
 use super::rng::Rng;
 use super::run::{Source, run};
 use super::shrink::Shrinker;
+use super::stats;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -70,6 +71,7 @@ fn random_operations_agree_with_the_kernel_and_a_plain_directory() {
     let start = Instant::now();
     let failures = sequences(&subject, &disks);
     println!("{subject:?}: {:?}; deviations:\n{}", start.elapsed(), deviations::report());
+    println!("operations on the plain copy:\n{}", stats::report());
     drop(disks);
     assert!(failures.is_empty(), "{} sequences fail; the cases are above", failures.len());
 }

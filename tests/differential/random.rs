@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use rustix::fs::{CWD, FileType};
 
-use super::driver::{Driver, MAPS, Outcome, SLOTS, USERS};
+use super::driver::{Driver, MAPS, SLOTS, USERS};
 use super::layers::{acl, capability};
 use super::model::{B, Case, Disk, Entry, Ext, Fa, L, M, Nd, Node, O, Op, Rn, Sk, T, Tm, Xf};
 use super::rng::Rng;
+use super::run::Step;
 use super::tree;
 
 /// Names for everything; few, so that layers and operations meet.
@@ -285,6 +286,9 @@ pub struct OpMaker<'a> {
     paths: Vec<(Vec<u8>, FileType)>,
     stale: u32,
     user: usize,
+    /// The slots that are open, and those that are open for reading only.
+    open: Vec<usize>,
+    read_only: Vec<usize>,
 }
 
 type Make = for<'a, 'b> fn(&'a mut OpMaker<'b>) -> Op;
@@ -302,7 +306,7 @@ const WEIGHTS: &[(u64, Make)] = &[
     (2, |g| g.seek()),
     (2, |g| Op::Ftruncate { h: g.slot(), len: g.offset() }),
     (2, |g| g.fallocate()),
-    (2, |g| Op::CopyRange { from: g.slot(), to: g.slot(), src: g.offset(), dst: g.offset(), len: g.len() }),
+    (2, |g| g.copy_range()),
     (1, |g| Op::MmapWrite { h: g.slot(), off: g.offset(), len: g.len(), seed: g.seed() }),
     (1, |g| Op::MmapKeep { h: g.slot(), m: g.rng.index(MAPS) }),
     (2, |g| Op::MmapRead(g.rng.index(MAPS))),
@@ -338,8 +342,8 @@ const WEIGHTS: &[(u64, Make)] = &[
 ];
 
 /// Makes and runs `count` operations, with or without remounts among them.
-pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, remounts: bool) -> Vec<(Op, Outcome)> {
-    let mut maker = OpMaker { rng, paths: Vec::new(), stale: 0, user: 0 };
+pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, remounts: bool) -> Vec<Step> {
+    let mut maker = OpMaker { rng, paths: Vec::new(), stale: 0, user: 0, open: Vec::new(), read_only: Vec::new() };
     let total: u64 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
     let mut done = Vec::with_capacity(count);
     while done.len() < count {
@@ -366,14 +370,14 @@ pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, remounts: bool) -> 
             maker.user = user;
             op = Op::As(user);
         }
-        let outcome = driver.run(&op);
-        done.push((op, outcome));
+        done.push(Step::run(driver, op));
     }
     done
 }
 
 impl OpMaker<'_> {
     fn refresh(&mut self, driver: &mut Driver) {
+        (self.open, self.read_only) = driver.open_slots();
         if self.stale > 0 {
             self.stale -= 1;
             return;
@@ -387,8 +391,12 @@ impl OpMaker<'_> {
         self.paths.sort_by(|x, y| x.0.cmp(&y.0));
     }
 
+    /// A slot that is mostly open.
     fn slot(&mut self) -> usize {
-        self.rng.index(SLOTS)
+        match self.open.is_empty() || self.rng.chance(4) {
+            true => self.rng.index(SLOTS),
+            false => *self.rng.pick(&self.open),
+        }
     }
 
     fn seed(&mut self) -> u8 {
@@ -523,7 +531,7 @@ impl OpMaker<'_> {
     fn open(&mut self) -> Op {
         let flags = self.flags();
         let path = self.target(flags);
-        Op::Open { h: self.slot(), path, flags: O(flags), mode: self.file_mode() }
+        Op::Open { h: self.rng.index(SLOTS), path, flags: O(flags), mode: self.file_mode() }
     }
 
     fn put(&mut self) -> Op {
@@ -555,6 +563,20 @@ impl OpMaker<'_> {
     fn fallocate(&mut self) -> Op {
         let mode = *self.rng.pick(&[Fa::FaPlain, Fa::FaKeep, Fa::FaPunch, Fa::FaPunch, Fa::FaZero, Fa::FaZeroKeep]);
         Op::Fallocate { h: self.slot(), mode, off: self.offset(), len: self.len() as u64 }
+    }
+
+    /// Mostly not from a read-only file: the comparison with the kernel ends there.
+    fn copy_range(&mut self) -> Op {
+        let mut from = self.slot();
+        for _ in 0..10 {
+            if self.read_only.contains(&from) && !self.rng.chance(1) {
+                from = self.slot();
+            }
+        }
+        if self.read_only.contains(&from) && !self.rng.chance(10) {
+            return Op::Fstat(from);
+        }
+        Op::CopyRange { from, to: self.slot(), src: self.offset(), dst: self.offset(), len: self.len() }
     }
 
     fn symlink(&mut self) -> Op {
