@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::driver::{MAPS, Outcome, SLOTS, slot_of};
 use super::model::Op;
+use super::tree::{Item, When};
 
 /// Who does not do what a plain directory does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,19 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: "kernel-dir-mtime",
+        who: Who::Kernel,
+        why: "a rename that fails, or that moves a directory over a whiteout, changes a directory's mtime",
+        applies: |seen| match (seen.got, seen.want) {
+            (Outcome::Stat(got), Outcome::Stat(want)) => {
+                let mut corrected = got.clone();
+                corrected.when = want.when;
+                got.kind == FileType::Directory && got.when == When::Recent && corrected == *want
+            }
+            _ => false,
+        },
+    },
+    Deviation {
         name: "kernel-unlinked-lower",
         who: Who::Kernel,
         why: "a lower file unlinked while open: nlink stays, and it can't be copied up any more (EEXIST)",
@@ -80,12 +95,14 @@ pub const DEVIATIONS: &[Deviation] = &[
         name: "acl-remove-absent",
         who: Who::Both,
         why: "removing an ACL that is not there: ENODATA or nothing, as the file system below likes",
-        applies: |seen| match seen.op {
-            Op::Removexattr { name, .. } => {
-                let harmless = |o: &Outcome| matches!(o, Outcome::Done | Outcome::Failed(Errno::NODATA));
-                name.starts_with(b"system.posix_acl_") && harmless(seen.got) && harmless(seen.want)
-            }
-            _ => false,
+        applies: |seen| {
+            let name = match seen.op {
+                Op::Removexattr { name, .. } => name,
+                Op::Setxattr { name, value, .. } | Op::Fsetxattr { name, value, .. } if value.is_empty() => name,
+                _ => return false,
+            };
+            let harmless = |o: &Outcome| matches!(o, Outcome::Done | Outcome::Failed(Errno::NODATA));
+            name.starts_with(b"system.posix_acl_") && harmless(seen.got) && harmless(seen.want)
         },
     },
     Deviation {
@@ -94,22 +111,61 @@ pub const DEVIATIONS: &[Deviation] = &[
         why: "a write to a fifo never reaches the layers: it leaves the mtime of the inode there",
         applies: |_| false, // counted where attributes are compared
     },
-    Deviation {
-        name: STALE_COPY,
-        who: Who::Kernel,
+];
+
+/// Where the comparison with the kernel's overlayfs ends, as its state is another from there on.
+struct End {
+    name: &'static str,
+    why: &'static str,
+    applies: fn(&History, &Op) -> bool,
+}
+
+const ENDS: &[End] = &[
+    End {
+        name: "kernel-stale-copy",
         why: "copy_file_range from a file opened read-only may copy stale data: not compared from there on",
-        applies: |_| false, // counted where the comparison ends
+        applies: |history, op| matches!(op, Op::CopyRange { .. }) && history.reads_read_only(op),
+    },
+    End {
+        name: "kernel-acl-sgid",
+        why: "a user changes an ACL, even one that is not there: set-gid may be cleared: not compared from there on",
+        applies: |history, op| match op {
+            Op::Removexattr { name, .. } | Op::Setxattr { name, .. } | Op::Fsetxattr { name, .. } => {
+                history.user != 0 && name.starts_with(b"system.posix_acl_")
+            }
+            _ => false,
+        },
     },
 ];
 
-/// Named as it ends the comparison with the kernel, not a single outcome.
-pub const STALE_COPY: &str = "kernel-stale-copy";
+/// A wanted difference between an object of the kernel's tree and of the plain copy.
+struct ItemDeviation {
+    name: &'static str,
+    why: &'static str,
+    applies: fn(&Item, &Item) -> bool,
+}
+
+const ITEM_DEVIATIONS: &[ItemDeviation] = &[ItemDeviation {
+    name: "kernel-dir-mtime",
+    why: "a rename that fails, or that moves a directory over a whiteout, changes a directory's mtime",
+    applies: |got, want| got.attr.kind == FileType::Directory && got.attr.when == When::Recent && got.attr.when != want.attr.when,
+}];
+
+/// The deviation that explains two different objects of a tree; it is counted.
+pub fn explain_item(got: &Item, want: &Item) -> bool {
+    let found = ITEM_DEVIATIONS.iter().find(|d| (d.applies)(got, want));
+    if let Some(found) = found {
+        count(found.name);
+    }
+    found.is_some()
+}
 
 /// Which files are open, and how: what [`Seen`] needs to know of the past.
 #[derive(Default)]
 pub struct History {
     files: [bool; SLOTS],
     maps: [bool; MAPS],
+    user: usize,
 }
 
 impl History {
@@ -122,12 +178,25 @@ impl History {
         }
     }
 
+    /// Whether the kernel's state is another from `op` on; counted.
+    pub fn ends_here(&self, op: &Op, outcome: &Outcome) -> bool {
+        if matches!(outcome, Outcome::Skipped | Outcome::Failed(_)) {
+            return false;
+        }
+        let found = ENDS.iter().find(|end| (end.applies)(self, op));
+        if let Some(found) = found {
+            count(found.name);
+        }
+        found.is_some()
+    }
+
     /// Takes note of an operation and its outcome on the plain copy.
     pub fn add(&mut self, op: &Op, outcome: &Outcome) {
         let done = *outcome == Outcome::Done;
         match op {
             Op::Open { h, flags, .. } => self.files[*h] = done && flags.0 & libc::O_ACCMODE == libc::O_RDONLY,
             Op::MmapKeep { h, m } => self.maps[*m] = done && self.files[*h],
+            Op::As(user) => self.user = *user,
             Op::Remount => *self = History::default(),
             _ => {}
         }
@@ -158,7 +227,10 @@ pub fn count(name: &'static str) {
 pub fn report() -> String {
     let Ok(counts) = COUNTS.lock() else { return String::new() };
     let line = |(name, n): (&&str, &usize)| {
-        let why = DEVIATIONS.iter().find(|d| d.name == *name).map_or("", |d| d.why);
+        let all = DEVIATIONS.iter().map(|d| (d.name, d.why));
+        let all = all.chain(ENDS.iter().map(|d| (d.name, d.why)));
+        let mut all = all.chain(ITEM_DEVIATIONS.iter().map(|d| (d.name, d.why)));
+        let why = all.find(|d| d.0 == *name).map_or("", |d| d.1);
         format!("  {n:>7} {name}: {why}\n")
     };
     counts.iter().map(line).collect()

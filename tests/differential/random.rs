@@ -286,9 +286,12 @@ pub struct OpMaker<'a> {
     paths: Vec<(Vec<u8>, FileType)>,
     stale: u32,
     user: usize,
+    disk: Disk,
     /// The slots that are open, and those that are open for reading only.
     open: Vec<usize>,
     read_only: Vec<usize>,
+    /// The last paths that were used.
+    recent: Vec<Vec<u8>>,
 }
 
 type Make = for<'a, 'b> fn(&'a mut OpMaker<'b>) -> Op;
@@ -342,8 +345,8 @@ const WEIGHTS: &[(u64, Make)] = &[
 ];
 
 /// Makes and runs `count` operations, with or without remounts among them.
-pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, remounts: bool) -> Vec<Step> {
-    let mut maker = OpMaker { rng, paths: Vec::new(), stale: 0, user: 0, open: Vec::new(), read_only: Vec::new() };
+pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, disk: Disk, remounts: bool) -> Vec<Step> {
+    let mut maker = OpMaker { rng, paths: Vec::new(), stale: 0, user: 0, disk, open: Vec::new(), read_only: Vec::new(), recent: Vec::new() };
     let total: u64 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
     let mut done = Vec::with_capacity(count);
     while done.len() < count {
@@ -451,11 +454,24 @@ impl OpMaker<'_> {
     }
 
     fn existing(&mut self) -> Vec<u8> {
+        // What was just used is used again: that is where states meet.
+        if !self.recent.is_empty() && self.rng.chance(30) {
+            return self.rng.pick(&self.recent).clone();
+        }
         if self.paths.is_empty() {
             return b"a".to_vec();
         }
         let at = self.rng.index(self.paths.len());
-        self.paths[at].0.clone()
+        let path = self.paths[at].0.clone();
+        self.remember(&path);
+        path
+    }
+
+    fn remember(&mut self, path: &[u8]) {
+        if self.recent.len() >= 5 {
+            self.recent.remove(0);
+        }
+        self.recent.push(path.to_vec());
     }
 
     /// A path that mostly exists.
@@ -474,13 +490,18 @@ impl OpMaker<'_> {
     }
 
     fn path_mostly(&mut self, kind: FileType) -> B {
+        if self.rng.chance(20) {
+            return B(self.existing());
+        }
         for _ in 0..12 {
             if self.paths.is_empty() || self.rng.chance(8) {
                 break;
             }
             let at = self.rng.index(self.paths.len());
             if self.paths[at].1 == kind {
-                return B(self.paths[at].0.clone());
+                let path = self.paths[at].0.clone();
+                self.remember(&path);
+                return B(path);
             }
         }
         self.path()
@@ -561,6 +582,10 @@ impl OpMaker<'_> {
     }
 
     fn fallocate(&mut self) -> Op {
+        // fallocate takes set-id bits away, except that of tmpfs.
+        if self.disk == Disk::Tmpfs {
+            return Op::Fstat(self.slot());
+        }
         let mode = *self.rng.pick(&[Fa::FaPlain, Fa::FaKeep, Fa::FaPunch, Fa::FaPunch, Fa::FaZero, Fa::FaZeroKeep]);
         Op::Fallocate { h: self.slot(), mode, off: self.offset(), len: self.len() as u64 }
     }
@@ -602,6 +627,15 @@ impl OpMaker<'_> {
     }
 
     fn xattr_name(&mut self) -> B {
+        let name = self.any_xattr_name();
+        // The comparison with the kernel ends where a user changes an ACL.
+        match self.user != 0 && name.starts_with(b"system.posix_acl_") && !self.rng.chance(10) {
+            true => B(b"user.one".to_vec()),
+            false => name,
+        }
+    }
+
+    fn any_xattr_name(&mut self) -> B {
         let names: &[&str] = &[
             "user.one",
             "user.one",

@@ -9,11 +9,12 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::CWD;
+use rustix::io::Errno;
 
 use super::deviations::{self, History, Seen};
 use super::driver::{Driver, Outcome, Role};
 use super::layers::{self, Made};
-use super::model::{Case, Op};
+use super::model::{Case, Disk, Op};
 use super::mounts::{self, Dirs, Disks, Subject};
 use super::random;
 use super::rng::Rng;
@@ -176,7 +177,7 @@ pub fn run(subject: &Subject, disks: &Disks, case: &mut Case, source: Source<'_>
     let t0 = now();
     let place = setup(Place::new(disks, case))?;
     let lowers_before = setup(raw_trees(&place.subject.lowers, t0))?;
-    let mut test = Test { subject, place: &place, t0, ids: Ids::default() };
+    let mut test = Test { subject, place: &place, t0, disk: case.disk, ids: Ids::default() };
     test.whole(case, source)?;
     let lowers_after = setup(raw_trees(&place.subject.lowers, t0))?;
     for (i, (a, b)) in lowers_before.iter().zip(&lowers_after).enumerate() {
@@ -206,7 +207,7 @@ fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
 /// The differences of two states of one layer, times exact, ctime too.
 fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
     let mut out: Vec<String> =
-        tree::compare(a, b, true).iter().map(|diff| format!("  {:?}: {}", diff.path, diff.what)).collect();
+        tree::compare(a, b, true, false).iter().map(|diff| format!("  {:?}: {}", diff.path, diff.what)).collect();
     for (path, x) in &a.items {
         if let Some(y) = b.items.get(path) {
             if x.attr.ctime != y.attr.ctime {
@@ -253,6 +254,7 @@ struct Test<'a> {
     subject: &'a Subject,
     place: &'a Place,
     t0: i64,
+    disk: Disk,
     ids: Ids,
 }
 
@@ -310,7 +312,7 @@ impl Test<'_> {
         setup(layers::copy(merged, &place.plain, &place.hidden))?;
         let a = in_own_tree(merged, Role::Kernel, self.t0, Driver::tree)?;
         let b = in_own_tree(&place.plain, Role::Plain, self.t0, Driver::tree)?;
-        same_trees("setup", "the kernel's tree and its copy", &setup(a.map_err(|e| e.to_string()))?, &setup(b.map_err(|e| e.to_string()))?, false)?;
+        same_trees("setup", "the kernel's tree and its copy", &setup(a.map_err(|e| e.to_string()))?, &setup(b.map_err(|e| e.to_string()))?, How::Same)?;
         setup(mounted.unmount())
     }
 
@@ -326,9 +328,9 @@ impl Test<'_> {
     }
 
     fn make(&self, rng: &mut Rng, root: &Path, role: Role, count: usize, remounts: bool) -> Result<Log, Failure> {
-        let mut own = rng.clone();
+        let (mut own, disk) = (rng.clone(), self.disk);
         let (log, after) = in_own_tree(root, role, self.t0, move |d| {
-            let log = random::run(&mut own, d, count, remounts);
+            let log = random::run(&mut own, d, count, disk, remounts);
             (log, own)
         })?;
         *rng = after;
@@ -351,28 +353,30 @@ impl Test<'_> {
 
         let (subject, subject_tree) = self.on_subject(&case.ops)?;
         let diverged = self.judge(&plain, &subject)?;
+        let subject_tree =
+            subject_tree.map_err(|error| Failure::new("tree", format!("can't read rovl's tree: {error}")))?;
         faultless("tree", "rovl's tree", &subject_tree)?;
         if diverged {
             return Ok(());
         }
-        same_trees("tree", "rovl's tree and the plain copy", &subject_tree, &plain_tree, false)?;
+        same_trees("tree", "rovl's tree and the plain copy", &subject_tree, &plain_tree, How::of(role_of(self.subject)))?;
         if role_of(self.subject) == Role::Subject {
             self.ids.check_trees(&plain_tree, &subject_tree, "after the operations")?;
         }
 
         let (kernel, kernel_tree) = self.on_kernel(&case.ops)?;
         if !judge_kernel(&plain, &kernel)? {
-            same_trees("kernel", "the kernel's tree and the plain copy", &kernel_tree, &plain_tree, false)?;
+            same_trees("kernel", "the kernel's tree and the plain copy", &kernel_tree, &plain_tree, How::Kernel)?;
         }
         self.after(&plain_tree, &subject_tree)
     }
 
     /// Runs the operations on the subject, mounting it again where they say so.
-    fn on_subject(&self, ops: &[Op]) -> Result<(Vec<Outcome>, Tree), Failure> {
+    fn on_subject(&self, ops: &[Op]) -> Result<(Vec<Outcome>, Result<Tree, Errno>), Failure> {
         let mut outcomes = Vec::new();
         let dirs = &self.place.subject;
         let segments: Vec<&[Op]> = ops.split_inclusive(|op| *op == Op::Remount).collect();
-        let mut last = Tree::default();
+        let mut last = Ok(Tree::default());
         for segment in if segments.is_empty() { vec![&[][..]] } else { segments } {
             let failed = |text| Failure::new("mount", text);
             let mounted = mounts::subject(self.subject, dirs).map_err(failed)?;
@@ -386,10 +390,10 @@ impl Test<'_> {
                 }
                 (outcomes, d.tree())
             });
-            match setup(run)? {
+            match run.map_err(|text| Failure::new("enter", text))? {
                 Some((more, tree)) => {
                     outcomes.extend(more);
-                    last = tree.map_err(|error| Failure::new("tree", format!("can't read rovl's tree: {error}")))?;
+                    last = tree;
                 }
                 None => {
                     mounted.abort();
@@ -464,8 +468,8 @@ impl Test<'_> {
                 .ok_or_else(|| Failure::new("hang", stage))?
                 .map_err(|error| Failure::new(class, format!("{stage}: {error}")))?;
             faultless(class, stage, &tree)?;
-            same_trees(class, stage, &tree, plain, false)?;
-            same_trees(class, &format!("{stage}, to the nanosecond"), &tree, live, true)?;
+            same_trees(class, stage, &tree, plain, How::of(role_of(self.subject)))?;
+            same_trees(class, &format!("{stage}, to the nanosecond"), &tree, live, How::Exact)?;
             if !by_kernel && role == Role::Subject {
                 self.ids.check_trees(plain, &tree, stage)?;
             }
@@ -484,9 +488,7 @@ fn replay(driver: &mut Driver, ops: &[Op]) -> Log {
 fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
     let mut history = History::default();
     for (i, (step, got)) in plain.iter().zip(kernel).enumerate() {
-        let copies = matches!(step.op, Op::CopyRange { .. }) && !matches!(step.outcome, Outcome::Skipped);
-        if copies && history.reads_read_only(&step.op) {
-            deviations::count(deviations::STALE_COPY);
+        if history.ends_here(&step.op, &step.outcome) {
             return Ok(true);
         }
         same_outcome(step, got, &history, true).map_err(|failure| Failure {
@@ -503,7 +505,7 @@ fn same_outcome(step: &Step, got: &Outcome, history: &History, kernel: bool) -> 
     let want = &step.outcome;
     if let (Outcome::Tree(x), Outcome::Tree(y)) = (got, want) {
         faultless("walk", "the tree", &x.0)?;
-        return same_trees("walk", "the tree and the plain copy", &x.0, &y.0, false);
+        return same_trees("walk", "the tree and the plain copy", &x.0, &y.0, if kernel { How::Kernel } else { How::Same });
     }
     let read_only = history.reads_read_only(&step.op);
     let seen = Seen { op: &step.op, got, want, deleted: step.deleted, read_only };
@@ -517,6 +519,22 @@ fn same_outcome(step: &Step, got: &Outcome, history: &History, kernel: bool) -> 
     Err(Failure::new("outcome", text))
 }
 
+/// How trees are compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Same,
+    /// mtimes to the nanosecond, also those that the system set.
+    Exact,
+    /// The first is the kernel's and may deviate by name.
+    Kernel,
+}
+
+impl How {
+    fn of(role: Role) -> How {
+        if role == Role::Kernel { How::Kernel } else { How::Same }
+    }
+}
+
 fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
     if tree.faults.is_empty() {
         return Ok(());
@@ -525,8 +543,8 @@ fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
     Err(Failure::new(class, format!("{what} is wrong in itself:\n  {}", faults.join("\n  "))))
 }
 
-fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, exact: bool) -> Result<(), Failure> {
-    let diffs = tree::compare(a, b, exact);
+fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(), Failure> {
+    let diffs = tree::compare(a, b, how == How::Exact, how == How::Kernel);
     if diffs.is_empty() {
         return Ok(());
     }
