@@ -1,0 +1,169 @@
+//! The mount that this process serves, from the outside: how it is taken away again, by a signal or at the
+//! end, so that no mount point stays behind.
+//!
+//! Signals reach one thread only ([`watch_signals`]). The first makes another thread write everything back
+//! and unmount, on which the session ends by itself; the second ends the process at once.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+
+use super::daemon::Reporter;
+use super::{FAILED, Failure};
+use crate::fuse::mount::{self, MountError, MountRequest, MountedFd, UnmountError};
+use crate::sys::fs::{block_signals, wait_signal};
+
+/// SIGHUP, SIGINT, SIGTERM: the same numbers on all architectures.
+const SIGNALS: [i32; 3] = [1, 2, 15];
+/// How long clients may keep an unmounted tree busy once a signal has asked for the end.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Our mount, as mountinfo shows it.
+#[derive(Clone, Debug)]
+struct Mount {
+    target: PathBuf,
+    /// Device number of the file system, which no other one has as long as it lives.
+    device: Option<(u32, u32)>,
+}
+
+/// What is mounted by this process.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Held while mounting, so that a signal never misses a mount that is just being made.
+    mount: Mutex<Option<Mount>>,
+    /// Upper, to be synced when the process has to end with clients still busy; none for throw-away mounts.
+    upper: Mutex<Option<OwnedFd>>,
+}
+
+impl State {
+    /// Mounts, and remembers what there is to take away.
+    pub fn mount(&self, request: &MountRequest) -> Result<MountedFd, MountError> {
+        let mut mount = self.mount.lock();
+        let mounted = mount::mount(request)?;
+        // Mountinfo can be read without the daemon's help. Without it the path alone has to do.
+        let info = mount::top_mount(&request.target).ok().flatten();
+        *mount = Some(Mount {
+            target: request.target.clone(),
+            device: info.filter(mount::is_fuse).map(|info| info.device),
+        });
+        Ok(mounted)
+    }
+
+    /// Keeps upper to be synced in an emergency.
+    pub fn keep_upper(&self, upper: OwnedFd) {
+        *self.upper.lock() = Some(upper);
+    }
+
+    /// Unmounts, lazily if need be, if our mount is still there. Anything else at its place is left alone.
+    pub fn take_away(&self) -> Result<(), UnmountError> {
+        match &*self.mount.lock() {
+            Some(mount) => mount.take_away(),
+            None => Ok(()),
+        }
+    }
+
+    fn current(&self) -> Option<Mount> {
+        self.mount.lock().clone()
+    }
+}
+
+impl Mount {
+    /// Whether our mount is on top at its mount point.
+    fn is_there(&self) -> bool {
+        match mount::top_mount(&self.target) {
+            Ok(Some(info)) => {
+                mount::is_fuse(&info) && self.device.is_none_or(|device| device == info.device)
+            }
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
+    fn take_away(&self) -> Result<(), UnmountError> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        let unmounted = match mount::unmount(&self.target, false) {
+            Err(UnmountError::Busy) => mount::unmount(&self.target, true),
+            other => other,
+        };
+        match unmounted {
+            Err(UnmountError::NotMounted) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Has the kernel write back what it holds for this mount.
+    fn sync(&self) {
+        if !self.is_there() {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let synced =
+            rustix::fs::open(&self.target, flags, Mode::empty()).and_then(rustix::fs::syncfs);
+        if let Err(errno) = synced {
+            tracing::warn!("syncing {}: {errno}", self.target.display());
+        }
+    }
+}
+
+/// Starts the thread that waits for signals. To be called before any other thread is started: they inherit
+/// that the signals are blocked.
+pub fn watch_signals(state: &Arc<State>, reporter: &Arc<Reporter>) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::failed(format!("waiting for signals: {error}"));
+    block_signals(&SIGNALS).map_err(|errno| failed(errno.into()))?;
+    let (state, reporter) = (Arc::clone(state), Arc::clone(reporter));
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || on_signals(&state, &reporter))
+        .map(drop)
+        .map_err(failed)
+}
+
+fn on_signals(state: &Arc<State>, reporter: &Arc<Reporter>) {
+    let first = wait_signal(&SIGNALS);
+    tracing::info!("signal {first:?}: unmounting");
+    let (stopping, reporter) = (Arc::clone(state), Arc::clone(reporter));
+    let stopper = std::thread::Builder::new().name("stop".to_owned());
+    if let Err(error) = stopper.spawn(move || stop(&stopping, &reporter)) {
+        tracing::error!("starting a thread to unmount: {error}");
+    }
+    let second = wait_signal(&SIGNALS);
+    tracing::warn!("signal {second:?}: ending at once");
+    // Not waiting for anybody who mounts just now; a detach waits for nobody either.
+    if let Some(mount) = state.mount.try_lock().and_then(|mount| mount.clone())
+        && mount.is_there()
+        && let Err(error) = mount::unmount(&mount.target, true)
+    {
+        tracing::error!("unmounting {}: {error}", mount.target.display());
+    }
+    exit(FAILED.into());
+}
+
+/// Ends the session by taking its mount away. Ends the process only when the session does not end by itself.
+fn stop(state: &State, reporter: &Reporter) {
+    let Some(mount) = state.current() else {
+        reporter.send(FAILED, "stopped by a signal before anything was mounted");
+        exit(FAILED.into());
+    };
+    mount.sync();
+    if let Err(error) = mount.take_away() {
+        // A daemon that goes on is better than a dead mount point.
+        tracing::error!("unmounting {}: {error}; serving on", mount.target.display());
+        return;
+    }
+    std::thread::sleep(BUSY_PATIENCE);
+    tracing::warn!(
+        "{} is still in use after {BUSY_PATIENCE:?}: ending all the same",
+        mount.target.display()
+    );
+    if let Some(Err(errno)) = state.upper.lock().as_ref().map(rustix::fs::syncfs) {
+        tracing::error!("syncing upper: {errno}");
+    }
+    exit(0);
+}
