@@ -24,7 +24,6 @@
 
 pub(crate) mod attr;
 pub mod config;
-pub mod mountinfo;
 mod copy_up;
 mod create;
 mod fds;
@@ -121,7 +120,8 @@ impl Overlay {
     }
 
     pub(crate) fn release(&self, node: &Arc<Node>, count: u64) {
-        self.nodes.release(node, count, &mut |gone| self.drop_node(gone));
+        self.nodes
+            .release(node, count, &mut |gone| self.drop_node(gone));
     }
 
     /// Frees what a node held that nobody knows any more.
@@ -153,7 +153,11 @@ impl Overlay {
 
     /// The inode number that clients see.
     pub fn ino_of(&self, node: &Node) -> u64 {
-        if node.id == ROOT_ID { self.root_ino } else { node.id }
+        if node.id == ROOT_ID {
+            self.root_ino
+        } else {
+            node.id
+        }
     }
 
     /// An `O_PATH` descriptor of upper's part of a directory that is in upper.
@@ -189,7 +193,11 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        Err(if last == Errno::NOENT { Errno::STALE } else { last })
+        Err(if last == Errno::NOENT {
+            Errno::STALE
+        } else {
+            last
+        })
     }
 
     /// Opens the directory by the names of its ancestors, from the nearest one that is open.
@@ -201,7 +209,9 @@ impl Overlay {
             place.parent.clone()
         };
         let base = loop {
-            let Some(dir) = at else { return Err(Errno::NOENT) };
+            let Some(dir) = at else {
+                return Err(Errno::NOENT);
+            };
             if dir.id == ROOT_ID {
                 break DirFd::Root(upper.layer.root.as_fd());
             }

@@ -37,8 +37,15 @@ pub(crate) struct Found {
 }
 
 pub(crate) enum FoundKind {
-    Dir { lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>, xattr_whiteouts: bool },
-    Other { lower: Option<LowerFile>, index: Option<Box<str>> },
+    Dir {
+        lowers: Vec<Arc<LowerDir>>,
+        redirect: Option<Redirect>,
+        xattr_whiteouts: bool,
+    },
+    Other {
+        lower: Option<LowerFile>,
+        index: Option<Box<str>>,
+    },
 }
 
 /// The marks on one directory of one layer.
@@ -77,6 +84,7 @@ impl SearchPath {
 }
 
 /// One layer's answer for a single name.
+#[allow(clippy::large_enum_variant)] // lives on the stack for a moment; a box would cost more
 enum Single {
     Absent,
     /// Hidden: the search ends here.
@@ -179,7 +187,9 @@ impl Overlay {
                     }
                     let path = path.clone();
                     match self.walk_from_root(layer, &path, &mut search)? {
-                        Walked::Dir(at, stop) => (at, path.last().cloned().unwrap_or_default(), stop),
+                        Walked::Dir(at, stop) => {
+                            (at, path.last().cloned().unwrap_or_default(), stop)
+                        }
                         Walked::Absent => {
                             layer += 1;
                             continue;
@@ -220,14 +230,24 @@ impl Overlay {
         let fd = fd.as_fd();
         // In the last layer there is nothing that marks could hide or lead to.
         let last = usize::from(at.layer) + 1 == self.lowers.merged;
-        let marks = if last { DirMarks::default() } else { self.dir_marks(fd, name)? };
+        let marks = if last {
+            DirMarks::default()
+        } else {
+            self.dir_marks(fd, name)?
+        };
         let mut stop = marks.opaque;
         // `.wh.NAME` beside NAME in one layer hides NAME of the layers below only.
         if !stop && !last && self.aufs_probe(fd, name, &at.aufs)? {
             stop = true;
         }
         let key = (dev_of(&st), st.stx_ino);
-        let dir = LowerDir::new(at.layer, key, Some(Arc::clone(at)), name, marks.xattr_whiteouts);
+        let dir = LowerDir::new(
+            at.layer,
+            key,
+            Some(Arc::clone(at)),
+            name,
+            marks.xattr_whiteouts,
+        );
         lowers.push((dir, st));
         if let Some(redirect) = &marks.redirect {
             *search = search.redirected(redirect);
@@ -268,7 +288,13 @@ impl Overlay {
                 *search = SearchPath::FromRoot(changed);
             }
             let key = (dev_of(&st), st.stx_ino);
-            at = LowerDir::new(at.layer, key, Some(Arc::clone(&at)), name, marks.xattr_whiteouts);
+            at = LowerDir::new(
+                at.layer,
+                key,
+                Some(Arc::clone(&at)),
+                name,
+                marks.xattr_whiteouts,
+            );
         }
         // After an opaque directory on the way, layers below can't add to what is found here.
         Ok(Walked::Dir(at, stop))
@@ -287,7 +313,11 @@ impl Overlay {
             Some(st) if xattr_whiteouts && is_file(&st) && st.stx_size == 0 => {
                 let key = self.ns.key(OverlayKey::Whiteout);
                 let hidden = xattr::has_at(fd, name, key)?;
-                Ok(if hidden { Single::Whiteout } else { Single::Object(st) })
+                Ok(if hidden {
+                    Single::Whiteout
+                } else {
+                    Single::Object(st)
+                })
             }
             Some(st) => Ok(Single::Object(st)),
             None if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
@@ -296,17 +326,14 @@ impl Overlay {
     }
 
     /// Is there a `.wh.NAME`?
-    fn aufs_probe(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-        aufs: &AufsFlag,
-    ) -> Result<bool, Errno> {
+    fn aufs_probe(&self, fd: BorrowedFd<'_>, name: &OsStr, aufs: &AufsFlag) -> Result<bool, Errno> {
         if aufs.get() == AufsMarks::Absent {
             return Ok(false);
         }
         // A name too long for the mark has none.
-        let Some(mark) = whiteout_name(name) else { return Ok(false) };
+        let Some(mark) = whiteout_name(name) else {
+            return Ok(false);
+        };
         Ok(stat_opt(fd, OsStr::from_bytes(&mark))?.is_some())
     }
 
@@ -314,11 +341,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EPERM` for a redirect when redirects are not followed, as the kernel does.
-    pub(crate) fn dir_marks(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<DirMarks, Errno> {
+    pub(crate) fn dir_marks(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<DirMarks, Errno> {
         let mut marks = DirMarks::default();
         let mut value = [0u8; 4];
         for attr in xattr::list_at(fd, name)?.split(|b| *b == 0) {
@@ -412,7 +435,10 @@ impl Overlay {
         st: Statx,
     ) -> Result<Found, Errno> {
         let identity = (dev_of(&st), st.stx_ino);
-        let lower = LowerFile { dir: Arc::clone(at), name: Some(name.into()) };
+        let lower = LowerFile {
+            dir: Arc::clone(at),
+            name: Some(name.into()),
+        };
         if st.stx_nlink > 1
             && let Some((hex, upper)) = self.find_index(fd.as_fd(), name, at)?
         {
@@ -421,7 +447,10 @@ impl Overlay {
                 upper_ino: upper.stx_ino,
                 upper_alias: false,
                 identity,
-                what: FoundKind::Other { lower: Some(lower), index: Some(hex) },
+                what: FoundKind::Other {
+                    lower: Some(lower),
+                    index: Some(hex),
+                },
             });
         }
         Ok(Found {
@@ -429,7 +458,10 @@ impl Overlay {
             upper_ino: 0,
             upper_alias: false,
             identity,
-            what: FoundKind::Other { lower: Some(lower), index: None },
+            what: FoundKind::Other {
+                lower: Some(lower),
+                index: None,
+            },
         })
     }
 
@@ -454,7 +486,7 @@ impl Overlay {
                 Interned::Conflict if attempt == 0 => {
                     id = match found.upper_ino {
                         0 => self.inos.for_name(parent.id, name),
-                        upper => self.inos.from_table(TableKey::Upper(upper)),
+                        upper => self.inos.table_number(TableKey::Upper(upper)),
                     };
                 }
                 Interned::Conflict => break,
@@ -576,7 +608,9 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &OsStr,
     ) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
-        let Some(found) = self.resolve(parent, name)? else { return Ok(None) };
+        let Some(found) = self.resolve(parent, name)? else {
+            return Ok(None);
+        };
         let node = self.intern(parent, name, &found)?;
         match self.attr_from(&node, &found.stat) {
             Ok(attr) => Ok(Some((node, attr))),
@@ -614,7 +648,11 @@ enum Walked {
 /// The node for an object that was just found.
 fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Node {
     let (lower, index, dir) = match &found.what {
-        FoundKind::Dir { lowers, redirect, xattr_whiteouts } => {
+        FoundKind::Dir {
+            lowers,
+            redirect,
+            xattr_whiteouts,
+        } => {
             let mut part = DirPart::new(lowers.clone(), redirect.clone());
             part.xattr_whiteouts = *xattr_whiteouts;
             (None, None, Some(part))

@@ -141,16 +141,29 @@ const MAX_CACHED_ENTRIES: usize = 256 * 1024;
 
 impl ListingCache {
     pub(crate) fn new() -> ListingCache {
-        let inner = CacheInner { listings: LruCache::unbounded(), entries: 0 };
-        ListingCache { inner: Mutex::new(inner) }
+        let inner = CacheInner {
+            listings: LruCache::unbounded(),
+            entries: 0,
+        };
+        ListingCache {
+            inner: Mutex::new(inner),
+        }
     }
 
     fn get(&self, id: u64) -> Option<SharedListing> {
-        self.inner.lock().listings.get(&id).map(|(l, _)| Arc::clone(l))
+        self.inner
+            .lock()
+            .listings
+            .get(&id)
+            .map(|(l, _)| Arc::clone(l))
     }
 
     fn peek(&self, id: u64) -> Option<SharedListing> {
-        self.inner.lock().listings.peek(&id).map(|(l, _)| Arc::clone(l))
+        self.inner
+            .lock()
+            .listings
+            .peek(&id)
+            .map(|(l, _)| Arc::clone(l))
     }
 
     fn put(&self, id: u64, listing: Listing) -> SharedListing {
@@ -164,7 +177,9 @@ impl ListingCache {
         }
         inner.entries += size;
         while inner.entries > MAX_CACHED_ENTRIES && inner.listings.len() > 1 {
-            let Some((_, (old, n))) = inner.listings.pop_lru() else { break };
+            let Some((_, (old, n))) = inner.listings.pop_lru() else {
+                break;
+            };
             inner.entries -= n;
             dropped.push(old);
         }
@@ -184,16 +199,11 @@ impl ListingCache {
         drop(old);
     }
 
-    /// Forgets all listings.
-    pub(crate) fn clear(&self) {
-        let mut inner = self.inner.lock();
-        inner.listings.clear();
-        inner.entries = 0;
-    }
-
     /// What the cached listing of the directory says of `name`.
     pub(crate) fn hint(&self, id: u64, name: &OsStr) -> Hint {
-        let Some(listing) = self.peek(id) else { return Hint::Unknown };
+        let Some(listing) = self.peek(id) else {
+            return Hint::Unknown;
+        };
         let listing = listing.lock();
         match listing.get(name) {
             Some(e) if !e.hidden => Hint::In(e.top),
@@ -204,7 +214,13 @@ impl ListingCache {
     /// Keeps a cached listing right: `name` is in upper now.
     pub(crate) fn added(&self, id: u64, name: &OsStr, ino: u64, kind: Kind) {
         if let Some(listing) = self.peek(id) {
-            let entry = Entry { name: name.into(), ino, kind, top: Top::Upper, hidden: false };
+            let entry = Entry {
+                name: name.into(),
+                ino,
+                kind,
+                top: Top::Upper,
+                hidden: false,
+            };
             listing.lock().insert(entry);
         }
     }
@@ -265,7 +281,11 @@ impl Overlay {
             }
             match self.lookup_locked(&node, entry.name) {
                 Ok(Some((child, attr))) => {
-                    let entry = ListedEntry { ino: attr.ino, kind: attr.kind, ..entry };
+                    let entry = ListedEntry {
+                        ino: attr.ino,
+                        kind: attr.kind,
+                        ..entry
+                    };
                     let flow = each(entry, Some((&child, &attr)));
                     if flow.is_break() {
                         self.release(&child, 1);
@@ -297,7 +317,12 @@ impl Overlay {
         ] {
             if offset < at {
                 let name = OsStr::new(name);
-                let entry = ListedEntry { name, ino, kind: Kind::Dir, next: at };
+                let entry = ListedEntry {
+                    name,
+                    ino,
+                    kind: Kind::Dir,
+                    next: at,
+                };
                 if each(entry).is_break() {
                     return Ok(());
                 }
@@ -325,14 +350,24 @@ impl Overlay {
                 let listing = listing.lock();
                 let range = (Bound::Excluded(after), Bound::Unbounded);
                 let shown = listing.entries.range(range).filter(|(_, e)| !e.hidden);
-                shown.take(BATCH).map(|(k, e)| (*k, e.name.to_os_string(), e.ino, e.kind)).collect()
+                shown
+                    .take(BATCH)
+                    .map(|(k, e)| (*k, e.name.to_os_string(), e.ino, e.kind))
+                    .collect()
             };
             if batch.is_empty() {
                 return Ok(());
             }
             for (key, name, ino, kind) in batch {
                 after = key;
-                if each(ListedEntry { name: &name, ino, kind, next: key }).is_break() {
+                if each(ListedEntry {
+                    name: &name,
+                    ino,
+                    kind,
+                    next: key,
+                })
+                .is_break()
+                {
                     return Ok(());
                 }
             }
@@ -355,7 +390,10 @@ impl Overlay {
         let key = FdKey::Read(node.id);
         let fd = match self.fds.get(key) {
             Some(fd) => fd,
-            None => self.fds.put(key, self.open_object(node, OFlags::RDONLY | OFlags::DIRECTORY)?),
+            None => self.fds.put(
+                key,
+                self.open_object(node, OFlags::RDONLY | OFlags::DIRECTORY)?,
+            ),
         };
         let impure = self.is_impure(node)?;
         let dev = self.upper()?.layer.dev;
@@ -366,19 +404,28 @@ impl Overlay {
         let mut error = None;
         let mut stopped = false;
         while !stopped && error.is_none() {
-            let more = reader.read(fd.as_fd(), &mut |e| {
-                match self.streamed(node, fd.as_fd(), &e, impure, dev) {
-                    Ok(None) => ControlFlow::Continue(()),
-                    Ok(Some((ino, kind))) => {
-                        let entry = ListedEntry { name: e.name, ino, kind, next: e.next_off };
-                        let flow = each(entry);
-                        stopped = flow.is_break();
-                        flow
-                    }
-                    Err(e) => {
-                        error = Some(e);
-                        ControlFlow::Break(())
-                    }
+            let more = reader.read(fd.as_fd(), &mut |e| match self.streamed(
+                node,
+                fd.as_fd(),
+                &e,
+                impure,
+                dev,
+            ) {
+                Ok(None) => ControlFlow::Continue(()),
+                Ok(Some((ino, kind))) => {
+                    let entry = ListedEntry {
+                        name: e.name,
+                        ino,
+                        kind,
+                        next: e.next_off,
+                    };
+                    let flow = each(entry);
+                    stopped = flow.is_break();
+                    flow
+                }
+                Err(e) => {
+                    error = Some(e);
+                    ControlFlow::Break(())
                 }
             })?;
             if !more {
@@ -406,7 +453,9 @@ impl Overlay {
         if self.is_reserved_name(e.name) {
             return Ok(None);
         }
-        let Some(kind) = self.shown_kind(fd, e, false)? else { return Ok(None) };
+        let Some(kind) = self.shown_kind(fd, e, false)? else {
+            return Ok(None);
+        };
         if !impure {
             return Ok(Some((self.inos.map(dev, e.ino), kind)));
         }
@@ -510,7 +559,13 @@ impl Overlay {
         for name in hides {
             if listing.get(&name).is_none() {
                 let kind = Kind::CharDevice;
-                listing.insert(Entry { name: name.into(), ino: 0, kind, top: part.top, hidden: true });
+                listing.insert(Entry {
+                    name: name.into(),
+                    ino: 0,
+                    kind,
+                    top: part.top,
+                    hidden: true,
+                });
             }
         }
         Ok(())
@@ -555,7 +610,13 @@ mod tests {
     use super::*;
 
     fn entry(name: &str) -> Entry {
-        Entry { name: OsStr::new(name).into(), ino: 1, kind: Kind::File, top: Top::Upper, hidden: false }
+        Entry {
+            name: OsStr::new(name).into(),
+            ino: 1,
+            kind: Kind::File,
+            top: Top::Upper,
+            hidden: false,
+        }
     }
 
     #[test]
