@@ -34,7 +34,6 @@ mod inos;
 mod layer;
 mod lookup;
 mod metadata;
-pub mod mountinfo;
 mod node;
 mod open;
 mod readdir;
