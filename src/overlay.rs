@@ -35,7 +35,6 @@ mod layer;
 mod listing;
 mod lookup;
 mod metadata;
-pub mod mountinfo;
 mod node;
 mod open;
 mod readdir;
