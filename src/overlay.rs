@@ -35,6 +35,7 @@ mod layer;
 mod listing;
 mod lookup;
 mod metadata;
+pub mod mountinfo;
 mod node;
 mod open;
 mod readdir;
