@@ -108,11 +108,15 @@ fn times_beyond_all_sense_do_not_end_the_daemon() {
                         fs::symlink_metadata(&path).unwrap();
                     }
                 });
-                assert_eq!(
-                    times(&mounted.path(name)).1,
-                    times(&layers.upper.join(name)).1,
-                    "{what}: merged and upper disagree"
-                );
+                // Beyond what the file system of upper can store, it keeps the nearest time, while
+                // the kernel goes on showing the one that was set as long as it has the inode.
+                if (i64::from(i32::MIN)..1 << 34).contains(&seconds) {
+                    assert_eq!(
+                        times(&mounted.path(name)).1,
+                        times(&layers.upper.join(name)).1,
+                        "{what}: merged and upper disagree"
+                    );
+                }
             }
             assert_serves(&mounted, &format!("after {seconds} s"));
         }
