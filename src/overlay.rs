@@ -24,6 +24,7 @@
 
 pub(crate) mod attr;
 pub mod config;
+pub mod mountinfo;
 mod copy_up;
 mod create;
 mod fds;
@@ -33,6 +34,7 @@ mod inos;
 mod layer;
 mod lookup;
 mod metadata;
+pub mod mountinfo;
 mod node;
 mod open;
 mod readdir;

@@ -535,13 +535,13 @@ impl Overlay {
             if place.parent.is_some() && (place.upper_alias || !found.upper_alias) {
                 return;
             }
-            if place.name != name.into()
+            let place = &mut *place;
+            if *place.name != *name
                 && let Some(lower) = &mut place.lower
                 && lower.name.is_none()
             {
                 lower.name = Some(place.name.clone());
             }
-            let place = &mut *place;
             place.name = name.into();
             place.upper_alias = found.upper_alias;
             place.removed = false;
