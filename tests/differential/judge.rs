@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::deviations::{self, History, Seen};
 use super::layers::Made;
-use super::outcome::{Outcome, Role};
+use super::outcome::{Outcome, Role, errno_name};
 use super::run::Log;
 use super::run::Step;
 use super::tree::{self, Attr, Tree};
@@ -130,7 +130,12 @@ pub fn same_outcome(
     if let (Outcome::Stat(x), Outcome::Stat(y)) = (got, want) {
         text.push_str(&format!("\n  that is{}", x.difference(y, false)));
     }
-    Err(Failure::new("outcome", text))
+    let sort = |outcome: &Outcome| match outcome {
+        Outcome::Failed(errno) => errno_name(*errno),
+        _ => String::new(),
+    };
+    let class = format!("outcome {} {}/{}", step.op.name(), sort(got), sort(want));
+    Err(Failure::new(class.trim_end(), text))
 }
 
 /// How trees are compared.

@@ -322,6 +322,17 @@ pub enum Op {
     Remount,
 }
 
+impl Op {
+    /// The name of the operation.
+    pub fn name(&self) -> String {
+        let text = format!("{self:?}");
+        text.split([' ', '('])
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    }
+}
+
 /// Open flags, printed by name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct O(pub i32);

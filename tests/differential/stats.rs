@@ -14,12 +14,7 @@ pub fn add(log: &[Step]) {
         return;
     };
     for Step { op, outcome, .. } in log {
-        let text = format!("{op:?}");
-        let name = text
-            .split([' ', '('])
-            .next()
-            .unwrap_or_default()
-            .to_string();
+        let name = op.name();
         let result = match outcome {
             Outcome::Failed(errno) => errno_name(*errno),
             Outcome::Skipped => "skipped".into(),
