@@ -238,7 +238,7 @@ impl Test<'_> {
                 How::Kernel,
             )?;
         }
-        self.after(&plain_tree, &subject_tree)
+        self.after(&plain_tree, &subject_tree, !case.before.is_empty())
     }
 
     /// Runs the operations on the subject, mounting it again where they say so.
@@ -345,9 +345,12 @@ impl Test<'_> {
 
     /// After the last unmount: the upper in itself, what the subject shows of it when mounted
     /// again, what the kernel shows of it, and what the subject shows after the kernel had it.
-    fn after(&mut self, plain: &Tree, live: &Tree) -> Result<(), Failure> {
+    fn after(&mut self, plain: &Tree, live: &Tree, before: bool) -> Result<(), Failure> {
         let dirs = &self.place.subject;
-        let faults = setup(upper::check(dirs, role_of(self.subject)))?;
+        let faults = setup(upper::check(
+            dirs,
+            before || role_of(self.subject) == Role::Kernel,
+        ))?;
         if !faults.is_empty() {
             return Err(Failure::new(
                 "upper",
