@@ -31,6 +31,7 @@ mod differential {
     mod random_layers;
     mod random_ops;
     mod random_paths;
+    mod regressions;
     mod rng;
     mod run;
     mod shrink;

@@ -281,8 +281,8 @@ pub struct Disks {
 }
 
 impl Disks {
-    /// ext4, XFS and tmpfs below a new directory of `/var/tmp`.
-    pub fn new() -> Made<Disks> {
+    /// What `wanted` needs of ext4, XFS and tmpfs, below a new directory of `/var/tmp`.
+    pub fn new(wanted: &[Disk]) -> Made<Disks> {
         let base = tempfile::Builder::new()
             .prefix("rovl-diff.")
             .tempdir_in("/var/tmp")
@@ -302,7 +302,13 @@ impl Disks {
         )
         .map_err(|error| format!("tmpfs: {error}"))?;
         disks.mounts.push(tmpfs.clone());
-        for kind in ["ext4", "xfs"] {
+        let needs = |kind: &str| match kind {
+            "ext4" => wanted
+                .iter()
+                .any(|disk| matches!(disk, Disk::Ext4 | Disk::Mixed)),
+            _ => wanted.contains(&Disk::Xfs),
+        };
+        for kind in ["ext4", "xfs"].into_iter().filter(|kind| needs(kind)) {
             let image = tmpfs.join(format!("{kind}.img"));
             let file = fs::File::create(&image).map_err(|error| error.to_string())?;
             file.set_len(1 << 30).map_err(|error| error.to_string())?;
