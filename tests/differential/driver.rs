@@ -3,19 +3,26 @@
 //! The driver's thread is chrooted into the tree (so absolute symlinks and `..` stay inside),
 //! has its own umask, and switches its own effective ids.
 
-use std::fmt;
-use std::hash::Hasher;
 use std::os::fd::{AsFd, OwnedFd};
 
+<<<<<<< HEAD
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec,
     Timestamps, Uid, XattrFlags,
 };
+=======
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
+>>>>>>> diff
 use rustix::io::Errno;
 
-use super::model::{B, Fa, M, Nd, O, Op, Rn, Sk, T, Tm, Xf, pattern};
+use super::calls::{
+    Res, access, at_flags, data, done, fallocate_flags, fstat, ids, mode, names, number, open_path,
+    seek, timestamps, xattr_op,
+};
+use super::model::{B, M, Nd, O, Op, T, Tm, pattern};
+use super::outcome::{Outcome, Role, TreeBox};
 use super::sys::{self, Map};
-use super::tree::{self, Attr, Fnv, Tree, Walker};
+use super::tree::{self, Tree, Walker};
 
 /// Who runs operations: uid, gid, supplementary groups.
 pub const USERS: &[(u32, u32, &[u32])] = &[
@@ -26,9 +33,11 @@ pub const USERS: &[(u32, u32, &[u32])] = &[
 
 /// Slots for open files.
 pub const SLOTS: usize = 6;
+
 /// Slots for kept mappings.
 pub const MAPS: usize = 2;
 
+<<<<<<< HEAD
 /// What the tree is to the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -141,6 +150,8 @@ pub fn errno_name(errno: Errno) -> String {
     }
 }
 
+=======
+>>>>>>> diff
 /// One tree with its open files. Lives on its own thread.
 pub struct Driver {
     role: Role,
@@ -150,8 +161,6 @@ pub struct Driver {
     files: Vec<Option<OwnedFd>>,
     maps: Vec<Option<Map>>,
 }
-
-type Res = Result<Outcome, Errno>;
 
 impl Driver {
     /// Moves the calling thread, which ends with the driver, into `root`.
@@ -566,6 +575,7 @@ impl Driver {
         Ok(Outcome::List(
             entries.into_iter().map(|x| (x.0, x.1)).collect(),
         ))
+<<<<<<< HEAD
     }
 }
 
@@ -667,6 +677,8 @@ fn xattr_op(op: &Op) -> Res {
             Ok(Outcome::Names(list))
         }
         _ => Ok(Outcome::Broken(format!("{op:?} is not known"))),
+=======
+>>>>>>> diff
     }
 }
 
@@ -715,6 +727,7 @@ pub fn slot_of(op: &Op) -> Option<usize> {
 fn uses_slot(op: &Op) -> bool {
     slot_of(op).is_some() || matches!(op, Op::MmapRead(_))
 }
+<<<<<<< HEAD
 
 fn done(result: Result<(), Errno>) -> Res {
     result.map(|()| Outcome::Done)
@@ -814,3 +827,5 @@ pub fn timestamps(atime: Tm, mtime: Tm) -> Timestamps {
         last_modification: spec(mtime),
     }
 }
+=======
+>>>>>>> diff

@@ -1,28 +1,30 @@
 //! Runs one case on all backends and says what differs.
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::deviations::{self, History, Seen};
-use super::driver::{Driver, Outcome, Role};
+use super::deviations::History;
+use super::driver::Driver;
+use super::judge::{
+    Failure, How, Ids, faultless, judge_kernel, raw_differences, same_outcome, same_trees, setup,
+};
 use super::layers::{self, Made};
 use super::model::{Case, Disk, Op};
-use super::mounts::{self, Dirs, Disks, Subject};
-use super::random;
+use super::mounts::{self, Disks, Subject};
+use super::outcome::{Outcome, Role};
+use super::place::{PATIENCE, Place, in_own_tree, in_tree, now};
+use super::random_ops;
 use super::rng::Rng;
 use super::stats;
 use super::sys;
-use super::tree::{self, Attr, Tree, Walker};
+use super::tree::{self, Tree, Walker};
 use super::upper;
 
+<<<<<<< HEAD
 /// Why a case failed.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -48,6 +50,8 @@ fn setup<X>(result: Made<X>) -> Result<X, Failure> {
     result.map_err(|text| Failure::new("setup", text))
 }
 
+=======
+>>>>>>> diff
 /// Where operations come from.
 pub enum Source<'a> {
     /// The case's own.
@@ -56,6 +60,7 @@ pub enum Source<'a> {
     Random(&'a mut Rng, usize, usize),
 }
 
+<<<<<<< HEAD
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The second that it is.
@@ -185,6 +190,8 @@ fn in_own_tree<X: Send + 'static>(
     }
 }
 
+=======
+>>>>>>> diff
 /// Runs a case. With [`Source::Random`] the operations are put into it.
 pub fn run(
     subject: &Subject,
@@ -232,6 +239,7 @@ fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
     thread
         .join()
         .map_err(|_| "a walk of the layers panicked".to_string())?
+<<<<<<< HEAD
 }
 
 /// The differences of two states of one layer, times exact, ctime too.
@@ -295,6 +303,8 @@ impl Ids {
         }
         Ok(())
     }
+=======
+>>>>>>> diff
 }
 
 struct Test<'a> {
@@ -324,7 +334,7 @@ impl Step {
     }
 }
 
-type Log = Vec<Step>;
+pub type Log = Vec<Step>;
 
 /// The kernel is judged as the kernel also when it is in the subject's place.
 fn role_of(subject: &Subject) -> Role {
@@ -403,7 +413,7 @@ impl Test<'_> {
     ) -> Result<Log, Failure> {
         let (mut own, disk) = (rng.clone(), self.disk);
         let (log, after) = in_own_tree(root, role, self.t0, move |d| {
-            let log = random::run(&mut own, d, count, disk, remounts);
+            let log = random_ops::run(&mut own, d, count, disk, remounts);
             (log, own)
         })?;
         *rng = after;
@@ -454,7 +464,7 @@ impl Test<'_> {
                 How::Kernel,
             )?;
         }
-        self.after(&plain_tree, &subject_tree)
+        self.after(&plain_tree, &subject_tree, !case.before.is_empty())
     }
 
     /// Runs the operations on the subject, mounting it again where they say so.
@@ -561,9 +571,12 @@ impl Test<'_> {
 
     /// After the last unmount: the upper in itself, what the subject shows of it when mounted
     /// again, what the kernel shows of it, and what the subject shows after the kernel had it.
-    fn after(&mut self, plain: &Tree, live: &Tree) -> Result<(), Failure> {
+    fn after(&mut self, plain: &Tree, live: &Tree, before: bool) -> Result<(), Failure> {
         let dirs = &self.place.subject;
-        let faults = setup(upper::check(dirs, role_of(self.subject)))?;
+        let faults = setup(upper::check(
+            dirs,
+            before || role_of(self.subject) == Role::Kernel,
+        ))?;
         if !faults.is_empty() {
             return Err(Failure::new(
                 "upper",
@@ -611,6 +624,7 @@ impl Test<'_> {
 fn replay(driver: &mut Driver, ops: &[Op]) -> Log {
     ops.iter().map(|op| Step::run(driver, op.clone())).collect()
 }
+<<<<<<< HEAD
 
 /// Compares every outcome of the kernel's overlayfs with the plain copy's. True if they diverge
 /// from some operation on, by a named deviation.
@@ -719,3 +733,5 @@ fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(
         ),
     ))
 }
+=======
+>>>>>>> diff
