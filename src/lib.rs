@@ -5,7 +5,7 @@
 //! | module | what it is | may use |
 //! |---|---|---|
 //! | [`sys`] | safe wrappers of the system calls that rustix lacks; the only `unsafe` | nothing of ours |
-//! | [`format`] | what a layer looks like on disk; pure | `sys` |
+//! | [`mod@format`] | what a layer looks like on disk; pure | `sys` |
 //! | [`overlay`] | the semantics of the merged tree, on directory file descriptors, without FUSE | `format`, `sys` |
 //! | [`fuse`] | the adapter between the kernel's FUSE requests and [`overlay`] | `overlay`, `format`, `sys` |
 //! | [`cli`] | the commands; the only module that prints | everything |

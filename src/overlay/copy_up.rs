@@ -1,0 +1,539 @@
+//! Copy-up: giving a lower object a copy in upper, so that it can change.
+//!
+//! The copy is built without a name (or in `work`), complete with owner, mode, xattrs and times,
+//! its data is synced, and one link or rename publishes it. Only `Node::copying` of the object is
+//! held meanwhile: a big copy stalls nobody but those who want to change the same file.
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Statx};
+use rustix::io::Errno;
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::attr::{Kind, stat_at};
+use super::fds::FdKey;
+use super::node::{Node, Pin, Place};
+use super::work::{Temp, Work};
+use super::{Overlay, Upper};
+use crate::format::handle::OverlayHandle;
+use crate::format::keys::OverlayKey;
+use crate::format::nlink::{Nlink, NlinkBase};
+use crate::sys::fs::{self as sysfs, TimeSpec};
+use crate::sys::xattr::{self, SetFlags};
+
+/// How much of a file's data the copy needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CopyData {
+    /// All of it.
+    All,
+    /// The first so many bytes: the rest is about to be cut off.
+    Prefix(u64),
+}
+
+/// A finished copy that has no place in upper yet.
+enum Built<'a> {
+    /// An unnamed file.
+    Unnamed(OwnedFd),
+    /// A name in `work`; for files with the descriptor that wrote it.
+    Named(Temp<'a>, Option<OwnedFd>),
+}
+
+impl Overlay {
+    /// Makes sure that `node`, and so all its ancestors, are in upper. Never called with a `names`
+    /// lock held.
+    ///
+    /// # Errors
+    /// `EROFS` without upper; what reading the lower and writing upper return. Nothing is
+    /// published then.
+    pub(crate) fn ensure_upper(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
+        if node.place.read().has_upper() {
+            return Ok(());
+        }
+        self.upper()?;
+        let mut chain: Vec<Arc<Node>> = Vec::new();
+        let mut at = node.place.read().parent.clone();
+        while let Some(dir) = at {
+            let place = dir.place.read();
+            if place.has_upper() {
+                break;
+            }
+            at = place.parent.clone();
+            drop(place);
+            chain.push(dir);
+        }
+        for dir in chain.iter().rev() {
+            self.copy_up(dir, CopyData::All)?;
+        }
+        self.copy_up(node, data)
+    }
+
+    /// Copies one object up whose parent is in upper.
+    fn copy_up(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
+        let upper = self.upper()?;
+        let _copying = node.copying.lock();
+        if node.place.read().has_upper() {
+            return Ok(());
+        }
+        self.counters.copy_ups.add(1);
+        let origin = self.lower_handle(node)?;
+        let mut hard_link = None;
+        let built = match node.kind {
+            Kind::Dir => {
+                self.check_not_removed(node)?;
+                self.build_dir(node, upper)?
+            }
+            Kind::File => self.build_file(node, upper, data)?,
+            _ => self.build_special(node, upper)?,
+        };
+        let links = self.with_object(node, |dir, name| Ok(stat_at(dir, name)?.stx_nlink))?;
+        let several = node.kind != Kind::Dir && links > 1;
+        if let Some(origin) = &origin
+            && (!several || self.config.index)
+        {
+            self.set_mark(&built, OverlayKey::Origin, &origin.encode())?;
+            if several && upper.work.index.is_some() {
+                let removed = self
+                    .unlinked_lowers
+                    .get(&node.id)
+                    .map_or(0, |n| i64::from(*n));
+                let nlink = Nlink {
+                    base: NlinkBase::Lower,
+                    diff: -removed,
+                };
+                self.set_mark(&built, OverlayKey::Nlink, &nlink.encode())?;
+                hard_link = Some(origin.index_name());
+            }
+        }
+        self.restore_times(node, &built)?;
+        self.publish(node, upper, built, origin.is_some(), hard_link)
+    }
+
+    fn check_not_removed(&self, node: &Node) -> Result<(), Errno> {
+        if node.place.read().removed {
+            Err(Errno::NOENT)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes an overlay xattr on something that is being built.
+    fn set_mark(&self, built: &Built<'_>, key: OverlayKey, value: &[u8]) -> Result<(), Errno> {
+        if !self.upper_xattrs {
+            return Ok(());
+        }
+        let key = self.ns.key(key);
+        let result = self.with_built(built, |fd, name| {
+            xattr::set_at(fd, name, key, value, SetFlags::Any)
+        });
+        match result {
+            // `user.*` is refused on symlinks and special files: the kernel goes on without, too.
+            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn with_built<T>(
+        &self,
+        built: &Built<'_>,
+        f: impl FnOnce(BorrowedFd<'_>, &OsStr) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match built {
+            Built::Unnamed(fd) => f(fd.as_fd(), OsStr::new("")),
+            Built::Named(temp, _) => f(self.upper()?.work.dir.as_fd(), &temp.name),
+        }
+    }
+
+    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+        let temp = upper.work.temp();
+        let work = upper.work.dir.as_fd();
+        rustix::fs::mkdirat(work, &temp.name, Mode::RWXU)?;
+        self.with_object(node, |dir, name| {
+            self.copy_metadata(dir, name, work, &temp.name)
+        })?;
+        Ok(Built::Named(temp, None))
+    }
+
+    /// Symlinks, FIFOs, sockets and devices.
+    fn build_special<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+        let temp = upper.work.temp();
+        let work = upper.work.dir.as_fd();
+        self.with_object(node, |dir, name| {
+            let st = stat_at(dir, name)?;
+            match node.kind {
+                Kind::Symlink => {
+                    let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
+                    rustix::fs::symlinkat(target.as_c_str(), work, &temp.name)?;
+                }
+                _ => {
+                    let dev = rustix::fs::makedev(st.stx_rdev_major, st.stx_rdev_minor);
+                    let kind = FileType::from_raw_mode(node.kind.mode_bits());
+                    rustix::fs::mknodat(work, &temp.name, kind, Mode::RUSR, dev)?;
+                }
+            }
+            self.copy_metadata(dir, name, work, &temp.name)
+        })?;
+        Ok(Built::Named(temp, None))
+    }
+
+    fn build_file<'a>(
+        &self,
+        node: &Node,
+        upper: &'a Upper,
+        data: CopyData,
+    ) -> Result<Built<'a>, Errno> {
+        let source = self.open_object(node, OFlags::RDONLY)?;
+        let st = stat_at(source.as_fd(), OsStr::new(""))?;
+        let built = if upper.work.tmpfile {
+            Built::Unnamed(upper.work.open_tmpfile(0o600)?)
+        } else {
+            let temp = upper.work.temp();
+            let fd = create_exclusive(&upper.work, &temp.name)?;
+            Built::Named(temp, Some(fd))
+        };
+        let target = match &built {
+            Built::Unnamed(fd) | Built::Named(_, Some(fd)) => fd.as_fd(),
+            Built::Named(_, None) => return Err(Errno::IO),
+        };
+        let length = match data {
+            CopyData::All => st.stx_size,
+            CopyData::Prefix(n) => n.min(st.stx_size),
+        };
+        let copied = copy_data(source.as_fd(), target, length, st.stx_size)?;
+        self.counters.copy_up_bytes.add(copied);
+        let here = OsStr::new("");
+        self.copy_metadata(source.as_fd(), here, target, here)?;
+        if length > 0 && !self.config.volatile {
+            rustix::fs::fdatasync(target)?;
+        }
+        Ok(built)
+    }
+
+    /// Owner, mode and xattrs, in an order in which none undoes another: data before capabilities,
+    /// chown before the set-id bits and capabilities that it clears, the mode before the ACL.
+    pub(crate) fn copy_metadata(
+        &self,
+        from: BorrowedFd<'_>,
+        from_name: &OsStr,
+        to: BorrowedFd<'_>,
+        to_name: &OsStr,
+    ) -> Result<(), Errno> {
+        let st = stat_at(from, from_name)?;
+        sysfs::chown_at(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
+        if st.stx_mode & 0o170_000 != 0o120_000 {
+            sysfs::chmod_at(to, to_name, u32::from(st.stx_mode) & 0o7777)?;
+        }
+        for key in xattr::list_at(from, from_name)?.split(|b| *b == 0) {
+            if key.is_empty() || self.is_layer_mark(key) {
+                continue;
+            }
+            let key = CString::new(key).map_err(|_| Errno::IO)?;
+            let Some(value) = xattr::get_at(from, from_name, &key)? else {
+                continue;
+            };
+            match xattr::set_at(to, to_name, &key, &value, SetFlags::Any) {
+                Ok(()) => {}
+                Err(e) if may_lose(key.as_bytes(), e, self.ns) => {
+                    tracing::debug!(?key, "not copied up: {e}");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Does this xattr belong to the layer it lies in, not to the object?
+    fn is_layer_mark(&self, key: &[u8]) -> bool {
+        self.ns.is_private(key) || key.starts_with(b"user.fuseoverlayfs.")
+    }
+
+    /// The last touch on a copy: the times of the original.
+    fn restore_times(&self, node: &Node, built: &Built<'_>) -> Result<(), Errno> {
+        let st = self.with_object(node, stat_at)?;
+        self.with_built(built, |fd, name| set_times(fd, name, &st))
+    }
+
+    /// Puts a finished copy into its place.
+    fn publish(
+        &self,
+        node: &Arc<Node>,
+        upper: &Upper,
+        built: Built<'_>,
+        has_origin: bool,
+        hard_link: Option<String>,
+    ) -> Result<(), Errno> {
+        let parent = node.place.read().parent.clone();
+        let Some(parent) = parent else {
+            let mut place = node.place.write();
+            return self.publish_nameless(node, upper, &mut place, built, hard_link);
+        };
+        if has_origin {
+            self.mark_impure(&parent)?;
+        }
+        let parent_fd = self.upper_dir_fd(&parent)?;
+        let parent_dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let _names = parent_dir.names.write();
+        let before = stat_at(parent_fd.as_fd(), OsStr::new(""))?;
+        {
+            let mut place = node.place.write();
+            if place.removed {
+                return self.publish_nameless(node, upper, &mut place, built, hard_link);
+            }
+            if place.parent.as_ref().is_none_or(|p| p.id != parent.id) {
+                // Renamed meanwhile? Whoever renames it copies it up first.
+                return Err(Errno::STALE);
+            }
+            if let Some(index) = hard_link {
+                self.link_into_index(upper, &built, &index)?;
+                place.extra_mut().index = Some(index.into());
+            }
+            let name = place.name.clone();
+            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, built)?;
+            self.listings
+                .added(parent.id, &name, self.ino_of(node), node.kind);
+        }
+        // The directory's contents did not change for anybody who looks at the merged tree.
+        set_times(parent_fd.as_fd(), OsStr::new(""), &before)
+    }
+
+    /// The step that makes a copy visible, and what the node says of itself with it.
+    fn publish_name(
+        &self,
+        node: &Arc<Node>,
+        place: &mut Place,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        built: Built<'_>,
+    ) -> Result<(), Errno> {
+        let fd = match built {
+            Built::Unnamed(fd) => {
+                sysfs::link_fd_at(fd.as_fd(), parent, name)?;
+                Some(fd)
+            }
+            Built::Named(temp, fd) => {
+                let work = self.upper()?.work.dir.as_fd();
+                rename_noreplace(work, &temp.name, parent, name)?;
+                temp.published();
+                fd
+            }
+        };
+        let st = match &fd {
+            Some(fd) => stat_at(fd.as_fd(), OsStr::new(""))?,
+            None => stat_at(parent, name)?,
+        };
+        place.upper_alias = true;
+        self.now_in_upper(node, place, &st, fd);
+        Ok(())
+    }
+
+    /// The node's data and attributes are upper's from here on.
+    fn now_in_upper(&self, node: &Node, place: &mut Place, st: &Statx, fd: Option<OwnedFd>) {
+        place.upper_ino = st.stx_ino;
+        if node.dir.is_none() {
+            place.lower = None;
+        }
+        // Readers put their descriptor into the cache with the place locked: none of the lower
+        // file can come after this.
+        self.fds.remove(FdKey::Read(node.id));
+        if let Some(fd) = fd {
+            self.fds.put(FdKey::Write(node.id), fd);
+        }
+    }
+
+    /// A copy of an object whose last known name was removed while somebody has it open.
+    fn publish_nameless(
+        &self,
+        node: &Arc<Node>,
+        upper: &Upper,
+        place: &mut Place,
+        built: Built<'_>,
+        hard_link: Option<String>,
+    ) -> Result<(), Errno> {
+        place.upper_alias = false;
+        if let Some(index) = hard_link {
+            self.link_into_index(upper, &built, &index)?;
+            place.extra_mut().index = Some(index.into());
+        }
+        let st = self.with_built(&built, stat_at)?;
+        let (keep, fd) = match &built {
+            Built::Unnamed(fd) => (sysfs::reopen(fd.as_fd(), OFlags::PATH)?, true),
+            Built::Named(temp, fd) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let work = upper.work.dir.as_fd();
+                (
+                    rustix::fs::openat(work, &temp.name, flags, Mode::empty())?,
+                    fd.is_some(),
+                )
+            }
+        };
+        if place.index().is_none() {
+            let slot = self.pins.take().ok_or(Errno::NFILE)?;
+            place.extra_mut().pin = Some(Arc::new(Pin::new(keep, slot)));
+        }
+        let fd = match built {
+            Built::Unnamed(fd) => Some(fd),
+            // Dropping the name removes it from work; the pin keeps the object.
+            Built::Named(_temp, file) if fd => file,
+            Built::Named(..) => None,
+        };
+        self.now_in_upper(node, place, &st, fd);
+        Ok(())
+    }
+
+    fn link_into_index(&self, upper: &Upper, built: &Built<'_>, index: &str) -> Result<(), Errno> {
+        let dir = upper.work.index.as_ref().ok_or(Errno::IO)?;
+        match built {
+            Built::Unnamed(fd) => sysfs::link_fd_at(fd.as_fd(), dir.as_fd(), index.as_ref()),
+            Built::Named(temp, _) => {
+                let work = upper.work.dir.as_fd();
+                rustix::fs::linkat(work, &temp.name, dir, index, AtFlags::empty())
+            }
+        }
+    }
+
+    /// The handle of the lower object that a node's copy comes from.
+    fn lower_handle(&self, node: &Node) -> Result<Option<OverlayHandle>, Errno> {
+        let layer = match (&node.dir, &node.place.read().lower) {
+            (Some(dir), _) => dir.lowers.first().map(|d| d.layer),
+            (None, lower) => lower.as_ref().map(|l| l.dir.layer),
+        };
+        let Some(layer) = layer else { return Ok(None) };
+        let uuid = self.lowers.layers[usize::from(layer)].uuid;
+        self.with_object(node, |dir, name| super::index::handle_at(dir, name, uuid))
+    }
+}
+
+/// A new file in `work`, for file systems without `O_TMPFILE`.
+fn create_exclusive(work: &Work, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+/// May a copy go on without this xattr? ACLs and (for those who could set them) security
+/// attributes protect something: without them a copy would be wrong. As `ovl_copy_xattr`.
+fn may_lose(key: &[u8], error: Errno, ns: crate::format::keys::Namespace) -> bool {
+    let protects = key.starts_with(b"system.posix_acl_");
+    match error {
+        Errno::OPNOTSUPP => !protects,
+        // Without privileges, capabilities and labels of other users' files can't be copied; the
+        // file has less rights then, not more.
+        Errno::PERM | Errno::ACCESS => !protects && ns == crate::format::keys::Namespace::User,
+        _ => false,
+    }
+}
+
+/// Sets access and modification time as in `st`.
+pub(crate) fn set_times(fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
+    let at = |t: rustix::fs::StatxTimestamp| TimeSpec::At {
+        sec: t.tv_sec,
+        nsec: t.tv_nsec,
+    };
+    sysfs::utimens_at(fd, name, at(st.stx_atime), at(st.stx_mtime))
+}
+
+/// rename that fails with `EEXIST` on an existing target, also where the file system lacks the
+/// flag (then by checking first: upper has no other writer).
+pub(crate) fn rename_noreplace(
+    from: BorrowedFd<'_>,
+    from_name: &OsStr,
+    to: BorrowedFd<'_>,
+    to_name: &OsStr,
+) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(from, from_name, to, to_name, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            if super::attr::stat_opt(to, to_name)?.is_some() {
+                return Err(Errno::EXIST);
+            }
+            rustix::fs::renameat(from, from_name, to, to_name)
+        }
+        other => other,
+    }
+}
+
+/// Copies the first `length` bytes of a file of `size` bytes: by reference where the file system
+/// can, otherwise inside the kernel, otherwise through a buffer. Holes stay holes. Gives the
+/// number of bytes that were really copied (0 for a clone).
+pub(crate) fn copy_data(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    length: u64,
+    size: u64,
+) -> Result<u64, Errno> {
+    if length == 0 {
+        return Ok(0);
+    }
+    if length == size && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(0);
+    }
+    let mut copied = 0;
+    let mut at = 0;
+    while at < length {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(n) if n >= length => break,
+            Ok(n) => n,
+            Err(Errno::NXIO) => break, // a hole up to the end
+            Err(_) => at,              // no knowledge of holes: all is data
+        };
+        let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {
+            Ok(n) if n > start => n.min(length),
+            _ => length,
+        };
+        copy_range(from, to, start, end)?;
+        copied += end - start;
+        at = end;
+    }
+    rustix::fs::ftruncate(to, length)?;
+    Ok(copied)
+}
+
+/// Copies bytes `start..end` to the same place.
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
+    const STEP: u64 = 64 << 20;
+    let (mut source, mut target) = (start, start);
+    while source < end {
+        let want = (end - source).min(STEP) as usize;
+        match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), want) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+            // Not between these two: by hand.
+            Err(
+                Errno::XDEV
+                | Errno::OPNOTSUPP
+                | Errno::INVAL
+                | Errno::NOSYS
+                | Errno::BADF
+                | Errno::PERM
+                | Errno::IO,
+            ) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    if source < end {
+        copy_by_hand(from, to, source, end)?;
+    }
+    Ok(())
+}
+
+fn copy_by_hand(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut at = start;
+    while at < end {
+        let want = (end - at).min(buffer.len() as u64) as usize;
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..want], at))?;
+        if got == 0 {
+            return Err(Errno::IO); // the lower file shrank: better an error than zeros
+        }
+        let mut done = 0;
+        while done < got {
+            let data = &buffer[done..got];
+            let offset = at + done as u64;
+            done += rustix::io::retry_on_intr(|| rustix::io::pwrite(to, data, offset))?;
+        }
+        at += got as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,498 @@
+//! Making objects: create, mkdir, mknod, symlink, link.
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
+use super::copy_up::{CopyData, rename_noreplace};
+use super::fds::FdKey;
+use super::lookup::{Found, FoundKind};
+use super::node::{DirPart, Node};
+use super::{Overlay, Upper};
+use crate::format::acl;
+use crate::format::keys::OverlayKey;
+use crate::format::whiteout::OPAQUE_MARK;
+use crate::sys::fs as sysfs;
+use crate::sys::xattr::{self, SetFlags};
+
+const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+const ACCESS_ACL: &std::ffi::CStr = c"system.posix_acl_access";
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// File system user id: owner of what is made.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// The umask, which counts where the directory has no default ACL.
+    pub umask: u32,
+}
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+pub enum NewNode<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symlink with this target.
+    Symlink(&'a OsStr),
+    /// A FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+}
+
+impl NewNode<'_> {
+    fn file_type(&self) -> FileType {
+        match self {
+            NewNode::File => FileType::RegularFile,
+            NewNode::Dir => FileType::Directory,
+            NewNode::Symlink(_) => FileType::Symlink,
+            NewNode::Fifo => FileType::Fifo,
+            NewNode::Socket => FileType::Socket,
+            NewNode::CharDevice { .. } => FileType::CharacterDevice,
+            NewNode::BlockDevice { .. } => FileType::BlockDevice,
+        }
+    }
+
+    fn device(&self) -> u64 {
+        match self {
+            NewNode::CharDevice { major, minor } | NewNode::BlockDevice { major, minor } => {
+                rustix::fs::makedev(*major, *minor)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// How a new object gets its owner and mode.
+struct Ownership {
+    uid: u32,
+    /// `None`: the file system took it from the set-group-id directory.
+    gid: Option<u32>,
+    mode: u32,
+    /// Does a fresh object belong to the caller without more ado?
+    natural: bool,
+}
+
+impl Overlay {
+    /// Can `name` be made in this mount at all?
+    pub(crate) fn check_new_name(&self, name: &OsStr) -> Result<(), Errno> {
+        if name.len() > 255 {
+            return Err(Errno::NAMETOOLONG);
+        }
+        if self.is_reserved_name(name) {
+            // It would hide a lower file, or be hidden itself.
+            return Err(Errno::INVAL);
+        }
+        Ok(())
+    }
+
+    /// Makes an object and gives its node, with one reference taken, and attributes. `mode`: the
+    /// permission bits asked for, before the umask. `known_absent`: the caller holds the
+    /// directory locked and knows that the name does not exist (the kernel's VFS does), so that
+    /// the lowers needn't be asked again.
+    ///
+    /// # Errors
+    /// `EEXIST`; `EINVAL` for a `.wh.` name; `EPERM` for a character device 0:0, which is a
+    /// whiteout; `ENOENT` in a removed directory; `EROFS`; what upper's file system returns.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        what: NewNode<'_>,
+        mode: u32,
+        known_absent: bool,
+    ) -> Result<(Arc<Node>, Attr), Errno> {
+        self.check_new_name(name)?;
+        if matches!(what, NewNode::CharDevice { major: 0, minor: 0 }) {
+            return Err(Errno::PERM);
+        }
+        let upper = self.upper()?;
+        let parent = self.node(parent)?;
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let shown = |o: &Overlay| -> Result<bool, Errno> {
+            Ok(!known_absent && o.resolve(&parent, name)?.is_some())
+        };
+        if shown(self)? {
+            return Err(Errno::EXIST);
+        }
+        if parent.place.read().removed {
+            return Err(Errno::NOENT);
+        }
+        self.ensure_upper(&parent, CopyData::All)?;
+        let _names = dir.names.write();
+        if parent.place.read().removed {
+            return Err(Errno::NOENT);
+        }
+        if shown(self)? {
+            return Err(Errno::EXIST);
+        }
+        let fd = self.upper_dir_fd(&parent)?;
+        let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
+        let made = match self.create_direct(fd.as_fd(), name, &what, &owner, upper) {
+            Err(Errno::EXIST) => {
+                let there = stat_opt(fd.as_fd(), name)?;
+                if !there.is_some_and(|st| is_whiteout(&st)) {
+                    return Err(Errno::EXIST);
+                }
+                self.create_over_whiteout(fd.as_fd(), name, &what, &owner, caller, mode, upper)?
+            }
+            other => other?,
+        };
+        let st = match &made {
+            Some(file) => stat_at(file.as_fd(), OsStr::new(""))?,
+            None => stat_at(fd.as_fd(), name)?,
+        };
+        self.adopt_new(&parent, name, &st, made)
+    }
+
+    /// The node for an object of upper that was just made.
+    fn adopt_new(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        st: &Statx,
+        fd: Option<OwnedFd>,
+    ) -> Result<(Arc<Node>, Attr), Errno> {
+        let what = if Kind::from_mode(u32::from(st.stx_mode)) == Some(Kind::Dir) {
+            FoundKind::Dir {
+                lowers: Vec::new(),
+                redirect: None,
+                xattr_whiteouts: false,
+            }
+        } else {
+            FoundKind::Other {
+                lower: None,
+                index: None,
+            }
+        };
+        let found = Found {
+            stat: *st,
+            upper_ino: st.stx_ino,
+            upper_alias: true,
+            identity: (dev_of(st), st.stx_ino),
+            what,
+        };
+        let node = self.intern(parent, name, &found)?;
+        self.listings
+            .added(parent.id, name, self.ino_of(&node), node.kind);
+        if let Some(part) = &node.dir {
+            part.aufs.set(false);
+            part.impure.set(false);
+        }
+        if let Some(fd) = fd {
+            self.fds.put(FdKey::Write(node.id), fd);
+        }
+        let attr = self.attr_from(&node, st)?;
+        Ok((node, attr))
+    }
+
+    /// Has upper's part of the directory a default ACL?
+    fn has_default_acl(&self, dir: &DirPart, fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+        if let Some(known) = dir.default_acl.get() {
+            return Ok(known);
+        }
+        let has = xattr::has_at(fd, OsStr::new(""), DEFAULT_ACL)?;
+        dir.default_acl.set(has);
+        Ok(has)
+    }
+
+    fn ownership(
+        &self,
+        caller: &Caller,
+        dir: &DirPart,
+        fd: BorrowedFd<'_>,
+        mode: u32,
+    ) -> Result<Ownership, Errno> {
+        let umask = if self.has_default_acl(dir, fd)? {
+            0
+        } else {
+            caller.umask
+        };
+        let mode = mode & 0o7777 & !umask;
+        let (euid, egid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let natural = caller.uid == euid && caller.gid == egid;
+        let mut gid = Some(caller.gid);
+        if !natural && stat_at(fd, OsStr::new(""))?.stx_mode & 0o2000 != 0 {
+            gid = None;
+        }
+        Ok(Ownership {
+            uid: caller.uid,
+            gid,
+            mode,
+            natural,
+        })
+    }
+
+    /// Makes the object at its place, where nothing may be. Files get their owner before they get
+    /// their name; gives the descriptor of a new file.
+    fn create_direct(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        what: &NewNode<'_>,
+        owner: &Ownership,
+        upper: &Upper,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let mode = Mode::from_raw_mode(owner.mode);
+        match what {
+            NewNode::File if owner.natural || !upper.work.tmpfile => {
+                let flags = OFlags::RDWR
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(dir, name, flags, mode)?;
+                if !owner.natural {
+                    self.own(dir, name, owner, 0)?;
+                }
+                return Ok(Some(fd));
+            }
+            NewNode::File => {
+                let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(dir, c".", flags, mode)?;
+                set_owner(fd.as_fd(), OsStr::new(""), owner)?;
+                sysfs::link_fd_at(fd.as_fd(), dir, name)?;
+                return Ok(Some(fd));
+            }
+            NewNode::Dir => rustix::fs::mkdirat(dir, name, mode)?,
+            NewNode::Symlink(target) => rustix::fs::symlinkat(*target, dir, name)?,
+            _ => rustix::fs::mknodat(dir, name, what.file_type(), mode, what.device())?,
+        }
+        if !owner.natural {
+            let remove = if matches!(what, NewNode::Dir) {
+                AtFlags::REMOVEDIR.bits()
+            } else {
+                0
+            };
+            self.own(dir, name, owner, remove)?;
+        }
+        Ok(None)
+    }
+
+    /// Gives the new object to its owner, or takes it back.
+    fn own(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        owner: &Ownership,
+        remove: u32,
+    ) -> Result<(), Errno> {
+        set_owner(dir, name, owner).inspect_err(|_| {
+            let flags = AtFlags::from_bits_retain(remove);
+            if let Err(e) = rustix::fs::unlinkat(dir, name, flags) {
+                tracing::warn!(?name, "a half-made object stays in upper: {e}");
+            }
+        })
+    }
+
+    /// Builds the object in `work`, as the file system would have made it in `dir`, and puts it in
+    /// the place of a whiteout.
+    #[allow(clippy::too_many_arguments)]
+    fn create_over_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        what: &NewNode<'_>,
+        owner: &Ownership,
+        caller: &Caller,
+        mode: u32,
+        upper: &Upper,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let temp = upper.work.temp();
+        let work = upper.work.dir.as_fd();
+        let plain = Ownership {
+            uid: owner.uid,
+            gid: owner.gid,
+            mode: owner.mode,
+            natural: true,
+        };
+        let made = self.create_direct(work, &temp.name, what, &plain, upper)?;
+        let parent = stat_at(dir, OsStr::new(""))?;
+        let set_gid = parent.stx_mode & 0o2000 != 0;
+        let gid = if set_gid { parent.stx_gid } else { caller.gid };
+        sysfs::chown_at(work, &temp.name, Some(owner.uid), Some(gid))?;
+        if !matches!(what, NewNode::Symlink(_)) {
+            let is_dir = matches!(what, NewNode::Dir);
+            let set_gid_bit = if is_dir && set_gid { 0o2000 } else { 0 };
+            let bits = self.inherit_acl(dir, work, &temp.name, owner, mode, is_dir)?;
+            sysfs::chmod_at(work, &temp.name, bits | set_gid_bit)?;
+        }
+        if !matches!(what, NewNode::Dir) {
+            rustix::fs::renameat(work, &temp.name, dir, name)?;
+            temp.published();
+            return Ok(made);
+        }
+        self.make_opaque(work, &temp.name)?;
+        match rustix::fs::renameat_with(work, &temp.name, dir, name, RenameFlags::EXCHANGE) {
+            // `temp` is the whiteout now, and goes.
+            Ok(()) => Ok(made),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+                rename_noreplace(work, &temp.name, dir, name)?;
+                temp.published();
+                Ok(made)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Applies `dir`'s default ACL to an object made elsewhere; gives its permission bits.
+    fn inherit_acl(
+        &self,
+        dir: BorrowedFd<'_>,
+        work: BorrowedFd<'_>,
+        name: &OsStr,
+        owner: &Ownership,
+        mode: u32,
+        is_dir: bool,
+    ) -> Result<u32, Errno> {
+        let Some(default) = xattr::get_at(dir, OsStr::new(""), DEFAULT_ACL)? else {
+            return Ok(owner.mode);
+        };
+        let inherited = acl::inherit(&default, mode, is_dir).map_err(|_| Errno::IO)?;
+        if let Some(access) = &inherited.access {
+            xattr::set_at(work, name, ACCESS_ACL, access, SetFlags::Any)?;
+        }
+        if let Some(default) = &inherited.default {
+            xattr::set_at(work, name, DEFAULT_ACL, default, SetFlags::Any)?;
+        }
+        Ok(inherited.mode & 0o7777)
+    }
+
+    /// Makes a directory hide what the lowers have under its name.
+    pub(crate) fn make_opaque(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+        if self.upper_xattrs {
+            let key = self.ns.key(OverlayKey::Opaque);
+            return xattr::set_at(dir, name, key, b"y", SetFlags::Any);
+        }
+        use std::os::unix::ffi::OsStrExt;
+        let fd = super::layer::open_names(dir, std::iter::once(name))?;
+        let mark = OsStr::from_bytes(OPAQUE_MARK);
+        match rustix::fs::mknodat(&fd, mark, FileType::RegularFile, Mode::empty(), 0) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes another name for a file; gives its node, with one reference taken, and attributes.
+    ///
+    /// # Errors
+    /// `EPERM` for directories, `EEXIST`, `EMLINK`, `ENOENT` for an unlinked file, and as
+    /// [`create`](Self::create).
+    pub fn link(
+        &self,
+        id: u64,
+        new_parent: u64,
+        new_name: &OsStr,
+        known_absent: bool,
+    ) -> Result<(Arc<Node>, Attr), Errno> {
+        self.check_new_name(new_name)?;
+        let node = self.node(id)?;
+        let parent = self.node(new_parent)?;
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        if node.dir.is_some() {
+            return Err(Errno::PERM);
+        }
+        let upper = self.upper()?;
+        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&parent, CopyData::All)?;
+        let _names = dir.names.write();
+        if parent.place.read().removed {
+            return Err(Errno::NOENT);
+        }
+        if !known_absent && self.resolve(&parent, new_name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let to = self.upper_dir_fd(&parent)?;
+        let before = self.with_object(&node, stat_at)?;
+        if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
+            self.mark_impure(&parent)?; // its number comes from an origin
+        }
+        let index = {
+            let place = node.place.read();
+            self.begin_nlink(&place, &before)?;
+            place.index().map(Box::from)
+        };
+        self.with_object(&node, |from, name| {
+            match link_object(from, name, to.as_fd(), new_name) {
+                Err(Errno::EXIST) => {
+                    let there = stat_opt(to.as_fd(), new_name)?;
+                    if !there.is_some_and(|st| is_whiteout(&st)) {
+                        return Err(Errno::EXIST);
+                    }
+                    let temp = upper.work.temp();
+                    let work = upper.work.dir.as_fd();
+                    link_object(from, name, work, &temp.name)?;
+                    rustix::fs::renameat(work, &temp.name, to.as_fd(), new_name)?;
+                    temp.published();
+                    Ok(())
+                }
+                other => other,
+            }
+        })?;
+        self.listings
+            .added(parent.id, new_name, self.ino_of(&node), node.kind);
+        let st = stat_at(to.as_fd(), new_name)?;
+        let found = Found {
+            stat: st,
+            upper_ino: st.stx_ino,
+            upper_alias: true,
+            identity: (dev_of(&st), st.stx_ino),
+            what: FoundKind::Other { lower: None, index },
+        };
+        self.hold_as(&node, &parent, new_name, &found);
+        let attr = self.attr_from(&node, &st)?;
+        Ok((node, attr))
+    }
+}
+
+/// Owner first, then (it takes set-id bits away) the mode again where it has such bits.
+fn set_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) -> Result<(), Errno> {
+    sysfs::chown_at(dir, name, Some(owner.uid), owner.gid)?;
+    if owner.mode & 0o6000 != 0 {
+        let st = stat_at(dir, name)?;
+        let now = u32::from(st.stx_mode);
+        if now & 0o170_000 != 0o120_000 && now & 0o6000 != owner.mode & 0o6000 {
+            sysfs::chmod_at(dir, name, (now & 0o7777) | (owner.mode & 0o6000))?;
+        }
+    }
+    Ok(())
+}
+
+/// A hard link to an object given by directory and name, or by a descriptor (empty name).
+fn link_object(
+    from: BorrowedFd<'_>,
+    name: &OsStr,
+    to: BorrowedFd<'_>,
+    new_name: &OsStr,
+) -> Result<(), Errno> {
+    if name.is_empty() {
+        return sysfs::link_fd_at(from, to, new_name);
+    }
+    rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())
+}

@@ -1,0 +1,233 @@
+//! File contents: reading, writing, holes, syncing. By node, not by handle: the kernel doesn't
+//! tell us of opens on a cached connection.
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::Overlay;
+use super::attr::Kind;
+use super::copy_up::CopyData;
+use super::fds::FdKey;
+use super::node::Node;
+
+impl Overlay {
+    fn file_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+        let node = self.node(id)?;
+        match node.kind {
+            Kind::File => Ok(node),
+            Kind::Dir => Err(Errno::ISDIR),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// A descriptor to read the node's contents with.
+    fn read_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = self.fds.get(FdKey::Write(node.id)) {
+            return Ok(fd);
+        }
+        if let Some(fd) = self.fds.get(FdKey::Read(node.id)) {
+            return Ok(fd);
+        }
+        // Into the cache with the place locked: see `now_in_upper`.
+        self.with_object(node, |dir, name| {
+            let fd = open_for(dir, name, OFlags::RDONLY)?;
+            Ok(self.fds.put(FdKey::Read(node.id), fd))
+        })
+    }
+
+    /// A descriptor to write the node's contents with. The node is in upper.
+    pub(crate) fn write_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = self.fds.get(FdKey::Write(node.id)) {
+            return Ok(fd);
+        }
+        if !node.place.read().has_upper() {
+            return Err(Errno::IO);
+        }
+        self.with_object(node, |dir, name| {
+            let fd = match open_for(dir, name, OFlags::RDWR) {
+                // An owner without privileges may not read what it may write.
+                Err(Errno::ACCESS) => open_for(dir, name, OFlags::WRONLY)?,
+                other => other?,
+            };
+            Ok(self.fds.put(FdKey::Write(node.id), fd))
+        })
+    }
+
+    /// Reads at `offset` into `buf` until it is full or the file ends; gives the number of bytes.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for special files, and what the layer returns.
+    pub fn read(&self, id: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let node = self.file_node(id)?;
+        let fd = self.read_fd(&node)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let got = rustix::io::retry_on_intr(|| rustix::io::pread(&*fd, &mut buf[done..], at));
+            match got {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` at `offset`, after a copy-up where it is needed.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EDQUOT`, `EFBIG`, `EIO` and the others of pwrite and of copy-up. If a part was
+    /// written, its length is returned instead.
+    pub fn write(
+        &self,
+        id: u64,
+        offset: u64,
+        data: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<usize, Errno> {
+        let node = self.file_node(id)?;
+        self.ensure_upper(&node, CopyData::All)?;
+        let fd = self.write_fd(&node)?;
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            match rustix::io::retry_on_intr(|| rustix::io::pwrite(&*fd, &data[done..], at)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        if kill_suidgid {
+            self.clear_suidgid(fd.as_fd())?;
+        }
+        Ok(done)
+    }
+
+    /// fallocate with the mode bits of fallocate(2).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for what upper's file system can't, and its other errors.
+    pub fn fallocate(&self, id: u64, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+        let node = self.file_node(id)?;
+        self.ensure_upper(&node, CopyData::All)?;
+        let fd = self.write_fd(&node)?;
+        let flags = FallocateFlags::from_bits_retain(mode);
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))
+    }
+
+    /// The next data or hole at or after `offset`.
+    ///
+    /// # Errors
+    /// `ENXIO` beyond the end.
+    pub fn seek_hole_data(&self, id: u64, offset: u64, hole: bool) -> Result<u64, Errno> {
+        let node = self.file_node(id)?;
+        let fd = self.read_fd(&node)?;
+        // SEEK_DATA and SEEK_HOLE give the answer as result; the offset itself is nobody's.
+        let to = if hole {
+            SeekFrom::Hole(offset)
+        } else {
+            SeekFrom::Data(offset)
+        };
+        rustix::fs::seek(&*fd, to)
+    }
+
+    /// Copies between two files of the mount inside the kernel; clones where the file system can.
+    ///
+    /// # Errors
+    /// Those of copy_file_range(2). `EXDEV` and `EOPNOTSUPP` make the kernel copy through its
+    /// page cache.
+    pub fn copy_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64, Errno> {
+        let source = self.file_node(from)?;
+        let target = self.file_node(to)?;
+        self.ensure_upper(&target, CopyData::All)?;
+        let source_fd = self.read_fd(&source)?;
+        let target_fd = self.write_fd(&target)?;
+        let (mut source_at, mut target_at) = (from_offset, to_offset);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::copy_file_range(
+                &*source_fd,
+                Some(&mut source_at),
+                &*target_fd,
+                Some(&mut target_at),
+                length,
+            )
+        })
+        .map(|n| n as u64)
+    }
+
+    /// Makes the contents (and, unless `data_only`, the attributes) of a file or the names in a
+    /// directory durable. A lower object is durable already.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC` and what else a deferred write can end with.
+    pub fn sync(&self, id: u64, data_only: bool) -> Result<(), Errno> {
+        if self.config.volatile || !self.config.fsync {
+            return Ok(());
+        }
+        let node = self.node(id)?;
+        if !node.place.read().has_upper() && !self.is_root(&node) {
+            return Ok(());
+        }
+        if node.kind == Kind::File {
+            let fd = match self.write_fd(&node) {
+                Ok(fd) => fd,
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => self.read_fd(&node)?,
+                Err(e) => return Err(e),
+            };
+            return if data_only {
+                rustix::fs::fdatasync(&*fd)
+            } else {
+                rustix::fs::fsync(&*fd)
+            };
+        }
+        if node.kind == Kind::Dir && self.upper.is_some() {
+            let fd = self.upper_dir_fd(&node)?;
+            let dir = rustix::fs::openat(
+                fd.as_fd(),
+                c".",
+                super::layer::DIR_READ,
+                rustix::fs::Mode::empty(),
+            )?;
+            return rustix::fs::fsync(&dir);
+        }
+        Ok(())
+    }
+
+    /// Makes everything in upper durable.
+    ///
+    /// # Errors
+    /// Those of syncfs(2).
+    pub fn sync_all(&self) -> Result<(), Errno> {
+        match &self.upper {
+            Some(upper) if !self.config.volatile && self.config.fsync => {
+                rustix::fs::syncfs(&upper.work.dir)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Opens one file for I/O; the access check was the kernel's.
+fn open_for(
+    dir: std::os::fd::BorrowedFd<'_>,
+    name: &std::ffi::OsStr,
+    access: OFlags,
+) -> Result<OwnedFd, Errno> {
+    if name.is_empty() {
+        return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
+    }
+    let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())
+}

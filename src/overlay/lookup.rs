@@ -1,0 +1,711 @@
+//! Lookup: which objects of which layers make up a name of the merged tree.
+//!
+//! Follows `ovl_lookup` in fs/overlayfs/namei.c: upper first, then the lowers from top to bottom;
+//! a whiteout ends the search, an opaque directory ends it after itself, a redirect changes the
+//! path for the layers below the one that it was found in.
+
+use rustix::fs::Statx;
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::attr::{Attr, Kind, dev_of, is_dir, is_file, is_whiteout, stat_opt};
+use super::inos::TableKey;
+use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
+use super::node::{DirPart, Interned, LowerFile, Node, Place};
+use super::readdir::{Hint, Top};
+use super::{Overlay, RedirectDir};
+use crate::format::handle::OverlayHandle;
+use crate::format::keys::OverlayKey;
+use crate::format::redirect::Redirect;
+use crate::format::whiteout::{AufsName, OPAQUE_MARK, classify, whiteout_name};
+use crate::sys::xattr;
+
+/// What a name of the merged tree resolves to.
+pub(crate) struct Found {
+    /// statx of the topmost object.
+    pub stat: Statx,
+    /// `st_ino` in upper, 0 if it isn't there.
+    pub upper_ino: u64,
+    /// Is the name itself in upper?
+    pub upper_alias: bool,
+    /// (`st_dev`, `st_ino`) that the inode number is made from.
+    pub identity: (u64, u64),
+    pub what: FoundKind,
+}
+
+pub(crate) enum FoundKind {
+    Dir {
+        lowers: Vec<Arc<LowerDir>>,
+        redirect: Option<Redirect>,
+        xattr_whiteouts: bool,
+    },
+    Other {
+        lower: Option<LowerFile>,
+        index: Option<Box<str>>,
+    },
+}
+
+/// The marks on one directory of one layer.
+#[derive(Default)]
+pub(crate) struct DirMarks {
+    pub opaque: bool,
+    pub xattr_whiteouts: bool,
+    pub redirect: Option<Redirect>,
+}
+
+/// Where the layers below are searched.
+#[derive(Clone)]
+enum SearchPath {
+    /// In the lowers of the parent, under this name.
+    InParent(OsString),
+    /// From the roots of the layers.
+    FromRoot(Vec<OsString>),
+}
+
+impl SearchPath {
+    /// The path that holds for the layers below one where `redirect` was found.
+    fn redirected(&self, redirect: &Redirect) -> SearchPath {
+        match (redirect, self) {
+            (Redirect::Absolute(path), _) => SearchPath::FromRoot(path.clone()),
+            (Redirect::Relative(name), SearchPath::InParent(_)) => {
+                SearchPath::InParent(name.clone())
+            }
+            (Redirect::Relative(name), SearchPath::FromRoot(path)) => {
+                let mut path = path.clone();
+                path.pop();
+                path.push(name.clone());
+                SearchPath::FromRoot(path)
+            }
+        }
+    }
+}
+
+/// One layer's answer for a single name.
+#[allow(clippy::large_enum_variant)] // lives on the stack for a moment; a box would cost more
+enum Single {
+    Absent,
+    /// Hidden: the search ends here.
+    Whiteout,
+    Object(Statx),
+}
+
+impl Overlay {
+    /// Is this a name that the mount keeps to itself (`.wh.*`)?
+    pub(crate) fn is_reserved_name(&self, name: &OsStr) -> bool {
+        !matches!(classify(name), AufsName::Plain)
+    }
+
+    /// Resolves `name` in `parent`. `Ok(None)`: there is no such name.
+    ///
+    /// # Errors
+    /// What the layers' file systems return; `ENOTDIR` if `parent` is not a directory.
+    pub(crate) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>, Errno> {
+        let hint = match &parent.dir {
+            Some(dir) if !dir.lowers.is_empty() => self.listings.hint(parent.id, name),
+            _ => Hint::Unknown,
+        };
+        match hint {
+            Hint::Unknown => self.resolve_from(parent, name, Top::Upper),
+            Hint::Absent => Ok(None),
+            Hint::In(top) => self.resolve_from(parent, name, top),
+        }
+    }
+
+    /// [`resolve`](Self::resolve) without asking a cached listing.
+    pub(crate) fn resolve_unhinted(
+        &self,
+        parent: &Node,
+        name: &OsStr,
+    ) -> Result<Option<Found>, Errno> {
+        self.resolve_from(parent, name, Top::Upper)
+    }
+
+    /// Resolves a name that is known not to be in the layers above `top`.
+    fn resolve_from(&self, parent: &Node, name: &OsStr, top: Top) -> Result<Option<Found>, Errno> {
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        if self.is_reserved_name(name) {
+            return Ok(None);
+        }
+        let skip = match top {
+            Top::Upper => 0,
+            Top::Lower(n) => usize::from(n),
+        };
+        let mut search = SearchPath::InParent(name.to_os_string());
+        let mut found_upper: Option<(Statx, DirMarks)> = None;
+        if top == Top::Upper && parent.place.read().has_upper() {
+            let fd = self.upper_dir_fd(parent)?;
+            match self.single(fd.as_fd(), name, &dir.aufs, dir.xattr_whiteouts)? {
+                Single::Whiteout => return Ok(None),
+                Single::Absent => {}
+                Single::Object(st) if !is_dir(&st) => {
+                    return self.found_upper_file(fd.as_fd(), name, st, dir).map(Some);
+                }
+                Single::Object(st) => {
+                    if dir.lowers.is_empty() && !self.follow_redirects {
+                        return Ok(found_dir(Some((st, DirMarks::default())), Vec::new()));
+                    }
+                    let marks = self.dir_marks(fd.as_fd(), name)?;
+                    if let Some(redirect) = &marks.redirect {
+                        search = search.redirected(redirect);
+                    }
+                    found_upper = Some((st, marks));
+                }
+            }
+        }
+        self.resolve_lowers(dir, skip, found_upper, search)
+    }
+
+    /// The part of [`resolve`](Self::resolve) below upper.
+    fn resolve_lowers(
+        &self,
+        dir: &DirPart,
+        skip: usize,
+        found_upper: Option<(Statx, DirMarks)>,
+        mut search: SearchPath,
+    ) -> Result<Option<Found>, Errno> {
+        let mut lowers: Vec<(Arc<LowerDir>, Statx)> = Vec::new();
+        if found_upper.as_ref().is_some_and(|(_, m)| m.opaque) {
+            return Ok(found_dir(found_upper, lowers));
+        }
+        let in_dirs = found_upper.is_some();
+        let mut in_parent = dir.lowers.iter().skip(skip);
+        let mut layer = 0;
+        loop {
+            // The directory and name to look into next, and whether nothing counts below it.
+            let (at, name, mut stop) = match &search {
+                SearchPath::InParent(name) => {
+                    let Some(at) = in_parent.next() else { break };
+                    layer = usize::from(at.layer);
+                    (Arc::clone(at), name.clone(), false)
+                }
+                SearchPath::FromRoot(path) => {
+                    if layer >= self.lowers.merged {
+                        break;
+                    }
+                    let path = path.clone();
+                    match self.walk_from_root(layer, &path, &mut search)? {
+                        Walked::Dir(at, stop) => {
+                            (at, path.last().cloned().unwrap_or_default(), stop)
+                        }
+                        Walked::Absent => {
+                            layer += 1;
+                            continue;
+                        }
+                        Walked::Stop => break,
+                    }
+                }
+            };
+            layer += 1;
+            let fd = self.lowers.dir_fd(&self.fds, &at)?;
+            match self.single(fd.as_fd(), &name, &at.aufs, at.xattr_whiteouts)? {
+                Single::Whiteout => break,
+                Single::Absent => {}
+                Single::Object(st) if is_dir(&st) => {
+                    stop |= self.add_lower_dir(&fd, &at, &name, st, &mut search, &mut lowers)?;
+                }
+                // Hidden by the directories above it.
+                Single::Object(_) if in_dirs || !lowers.is_empty() => break,
+                Single::Object(st) => return self.found_lower_file(fd, &at, &name, st).map(Some),
+            }
+            if stop {
+                break;
+            }
+        }
+        Ok(found_dir(found_upper, lowers))
+    }
+
+    /// Adds a directory of a lower layer to the stack; `true`: nothing below it counts.
+    fn add_lower_dir(
+        &self,
+        fd: &DirFd<'_>,
+        at: &Arc<LowerDir>,
+        name: &OsStr,
+        st: Statx,
+        search: &mut SearchPath,
+        lowers: &mut Vec<(Arc<LowerDir>, Statx)>,
+    ) -> Result<bool, Errno> {
+        let fd = fd.as_fd();
+        // In the last layer there is nothing that marks could hide or lead to.
+        let last = usize::from(at.layer) + 1 == self.lowers.merged;
+        let marks = if last {
+            DirMarks::default()
+        } else {
+            self.dir_marks(fd, name)?
+        };
+        let mut stop = marks.opaque;
+        // `.wh.NAME` beside NAME in one layer hides NAME of the layers below only.
+        if !stop && !last && self.aufs_probe(fd, name, &at.aufs)? {
+            stop = true;
+        }
+        let key = (dev_of(&st), st.stx_ino);
+        let dir = LowerDir::new(
+            at.layer,
+            key,
+            Some(Arc::clone(at)),
+            name,
+            marks.xattr_whiteouts,
+        );
+        lowers.push((dir, st));
+        if let Some(redirect) = &marks.redirect {
+            *search = search.redirected(redirect);
+        }
+        Ok(stop)
+    }
+
+    /// Walks to the parent of the last component of `path` in one layer. Redirects met on the way
+    /// change `search` for the layers below.
+    fn walk_from_root(
+        &self,
+        layer: usize,
+        path: &[OsString],
+        search: &mut SearchPath,
+    ) -> Result<Walked, Errno> {
+        let mut at = Arc::clone(self.lowers.root(layer));
+        let mut stop = false;
+        for (i, name) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
+            let fd = self.lowers.dir_fd(&self.fds, &at)?;
+            let st = match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
+                Single::Whiteout => return Ok(Walked::Stop),
+                Single::Absent => return Ok(if stop { Walked::Stop } else { Walked::Absent }),
+                Single::Object(st) if !is_dir(&st) => return Ok(Walked::Stop),
+                Single::Object(st) => st,
+            };
+            let marks = self.dir_marks(fd.as_fd(), name)?;
+            stop |= marks.opaque;
+            if let Some(redirect) = &marks.redirect {
+                let mut changed = match redirect {
+                    Redirect::Absolute(p) => p.clone(),
+                    Redirect::Relative(n) => {
+                        let mut p = path[..i].to_vec();
+                        p.push(n.clone());
+                        p
+                    }
+                };
+                changed.extend_from_slice(&path[i + 1..]);
+                *search = SearchPath::FromRoot(changed);
+            }
+            let key = (dev_of(&st), st.stx_ino);
+            at = LowerDir::new(
+                at.layer,
+                key,
+                Some(Arc::clone(&at)),
+                name,
+                marks.xattr_whiteouts,
+            );
+        }
+        // After an opaque directory on the way, layers below can't add to what is found here.
+        Ok(Walked::Dir(at, stop))
+    }
+
+    /// Looks at one name in one directory of one layer.
+    fn single(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &OsStr,
+        aufs: &AufsFlag,
+        xattr_whiteouts: bool,
+    ) -> Result<Single, Errno> {
+        match stat_opt(fd, name)? {
+            Some(st) if is_whiteout(&st) => Ok(Single::Whiteout),
+            Some(st) if xattr_whiteouts && is_file(&st) && st.stx_size == 0 => {
+                let key = self.ns.key(OverlayKey::Whiteout);
+                let hidden = xattr::has_at(fd, name, key)?;
+                Ok(if hidden {
+                    Single::Whiteout
+                } else {
+                    Single::Object(st)
+                })
+            }
+            Some(st) => Ok(Single::Object(st)),
+            None if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
+            None => Ok(Single::Absent),
+        }
+    }
+
+    /// Is there a `.wh.NAME`?
+    fn aufs_probe(&self, fd: BorrowedFd<'_>, name: &OsStr, aufs: &AufsFlag) -> Result<bool, Errno> {
+        if aufs.get() == AufsMarks::Absent {
+            return Ok(false);
+        }
+        // A name too long for the mark has none.
+        let Some(mark) = whiteout_name(name) else {
+            return Ok(false);
+        };
+        Ok(stat_opt(fd, OsStr::from_bytes(&mark))?.is_some())
+    }
+
+    /// Reads the marks of the directory `name` in `fd`.
+    ///
+    /// # Errors
+    /// `EPERM` for a redirect when redirects are not followed, as the kernel does.
+    pub(crate) fn dir_marks(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<DirMarks, Errno> {
+        let mut marks = DirMarks::default();
+        let mut value = [0u8; 4];
+        for attr in xattr::list_at(fd, name)?.split(|b| *b == 0) {
+            if attr == self.ns.key(OverlayKey::Opaque).to_bytes() {
+                let n = xattr::get_at_into(fd, name, self.ns.key(OverlayKey::Opaque), &mut value);
+                match n {
+                    Ok(Some(1)) if value[0] == b'y' => marks.opaque = true,
+                    Ok(Some(1)) if value[0] == b'x' => marks.xattr_whiteouts = true,
+                    Ok(_) | Err(Errno::RANGE) => {}
+                    Err(e) => return Err(e),
+                }
+            } else if attr == b"user.fuseoverlayfs.opaque" {
+                marks.opaque = true;
+            } else if attr == self.ns.key(OverlayKey::Redirect).to_bytes() {
+                if !self.follow_redirects {
+                    return Err(Errno::PERM);
+                }
+                let value = xattr::get_at(fd, name, self.ns.key(OverlayKey::Redirect))?;
+                // A redirect that can't be understood is an error, not an empty directory.
+                let parse = |v: Vec<u8>| Redirect::parse(&v).map_err(|_| Errno::IO);
+                marks.redirect = value.map(parse).transpose()?;
+            }
+        }
+        if !marks.opaque && self.has_opaque_mark(fd, name)? {
+            marks.opaque = true;
+        }
+        Ok(marks)
+    }
+
+    /// Is there a `.wh..wh..opq` in the directory?
+    fn has_opaque_mark(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
+        let mut path = name.to_os_string();
+        if path.len() > 240 {
+            let dir = super::layer::open_names(fd, std::iter::once(name))?;
+            return Ok(stat_opt(dir.as_fd(), OsStr::from_bytes(OPAQUE_MARK))?.is_some());
+        }
+        if !path.is_empty() {
+            path.push("/");
+        }
+        path.push(OsStr::from_bytes(OPAQUE_MARK));
+        Ok(stat_opt(fd, &path)?.is_some())
+    }
+
+    /// An object of upper that is not a directory: where does its inode number come from?
+    fn found_upper_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &OsStr,
+        st: Statx,
+        _dir: &DirPart,
+    ) -> Result<Found, Errno> {
+        let mut identity = (dev_of(&st), st.stx_ino);
+        let mut index = None;
+        if let Some(origin) = self.origin_of(fd, name)? {
+            if let Some(key) = self.origin_identity(&origin) {
+                identity = key;
+            }
+            if st.stx_nlink > 1 {
+                index = self.index_entry_of(&origin, st.stx_ino)?;
+            }
+        }
+        Ok(Found {
+            stat: st,
+            upper_ino: st.stx_ino,
+            upper_alias: true,
+            identity,
+            what: FoundKind::Other { lower: None, index },
+        })
+    }
+
+    /// The parsed `overlay.origin` of an upper object.
+    pub(crate) fn origin_of(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<Option<OverlayHandle>, Errno> {
+        let mut buf = [0u8; 160];
+        match xattr::get_at_into(fd, name, self.ns.key(OverlayKey::Origin), &mut buf) {
+            Ok(Some(n)) => Ok(OverlayHandle::parse(&buf[..n]).ok().flatten()),
+            Ok(None) | Err(Errno::RANGE) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A lower object that is not a directory; it may have been copied up under another name.
+    fn found_lower_file(
+        &self,
+        fd: DirFd<'_>,
+        at: &Arc<LowerDir>,
+        name: &OsStr,
+        st: Statx,
+    ) -> Result<Found, Errno> {
+        let identity = (dev_of(&st), st.stx_ino);
+        let lower = LowerFile {
+            dir: Arc::clone(at),
+            name: Some(name.into()),
+        };
+        if st.stx_nlink > 1
+            && let Some((hex, upper)) = self.find_index(fd.as_fd(), name, at)?
+        {
+            return Ok(Found {
+                stat: upper,
+                upper_ino: upper.stx_ino,
+                upper_alias: false,
+                identity,
+                what: FoundKind::Other {
+                    lower: Some(lower),
+                    index: Some(hex),
+                },
+            });
+        }
+        Ok(Found {
+            stat: st,
+            upper_ino: 0,
+            upper_alias: false,
+            identity,
+            what: FoundKind::Other {
+                lower: Some(lower),
+                index: None,
+            },
+        })
+    }
+
+    /// Finds or makes the node for what was found, and takes a reference on it.
+    pub(crate) fn intern(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+    ) -> Result<Arc<Node>, Errno> {
+        let kind = Kind::from_mode(u32::from(found.stat.stx_mode)).ok_or(Errno::IO)?;
+        let (dev, ino) = found.identity;
+        let mut id = self.inos.map(dev, ino);
+        for attempt in 0..2 {
+            let same = |n: &Node| self.is_same(n, parent, name, kind, found);
+            let make = || make_node(id, kind, parent, name, found);
+            match self.nodes.intern(id, same, make) {
+                Interned::Node(node) => {
+                    self.adopt_name(&node, parent, name, found);
+                    return Ok(node);
+                }
+                Interned::Conflict if attempt == 0 => {
+                    id = match found.upper_ino {
+                        0 => self.inos.for_name(parent.id, name),
+                        upper => self.inos.table_number(TableKey::Upper(upper)),
+                    };
+                }
+                Interned::Conflict => break,
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    /// Is the live node `n` the object that was found?
+    fn is_same(&self, n: &Node, parent: &Node, name: &OsStr, kind: Kind, found: &Found) -> bool {
+        let place = n.place.read();
+        if n.kind != kind {
+            return false;
+        }
+        if found.upper_ino != 0 {
+            return place.upper_ino == found.upper_ino;
+        }
+        match &found.what {
+            FoundKind::Dir { lowers, .. } => {
+                let key = |d: &Arc<LowerDir>| (d.dev, d.ino);
+                let known = n.dir.as_deref().and_then(|d| d.lowers.first().map(key));
+                known == lowers.first().map(key) && !place.removed
+            }
+            FoundKind::Other { .. } => {
+                let linked = found.stat.stx_nlink > 1 && self.config.index;
+                let here = place.parent.as_ref().is_some_and(|p| p.id == parent.id)
+                    && *place.name == *name;
+                linked || here
+            }
+        }
+    }
+
+    /// Takes a reference on a live node that got another name.
+    pub(crate) fn hold_as(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+    ) {
+        self.nodes.hold(node);
+        self.adopt_name(node, parent, name, found);
+    }
+
+    /// The live node for what was found under `name` in `parent`, if there is one.
+    pub(crate) fn find_live(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+    ) -> Option<Arc<Node>> {
+        let kind = Kind::from_mode(u32::from(found.stat.stx_mode))?;
+        let (dev, ino) = found.identity;
+        let other = match found.upper_ino {
+            0 => TableKey::Name(parent.id, name.to_os_string()),
+            upper => TableKey::Upper(upper),
+        };
+        let ids = [Some(self.inos.map(dev, ino)), self.inos.known(&other)];
+        ids.into_iter()
+            .flatten()
+            .filter_map(|id| self.nodes.get(id))
+            .find(|n| self.is_same(n, parent, name, kind, found))
+    }
+
+    /// A node that lost the name it was known by goes on under the name it was found by now.
+    fn adopt_name(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr, found: &Found) {
+        {
+            let place = node.place.read();
+            if place.parent.is_some() && (place.upper_alias || !found.upper_alias) {
+                return;
+            }
+        }
+        let old = {
+            let mut place = node.place.write();
+            if place.removed && node.dir.is_some() {
+                return;
+            }
+            if place.parent.is_some() && (place.upper_alias || !found.upper_alias) {
+                return;
+            }
+            let place = &mut *place;
+            if *place.name != *name
+                && let Some(lower) = &mut place.lower
+                && lower.name.is_none()
+            {
+                lower.name = Some(place.name.clone());
+            }
+            place.name = name.into();
+            place.upper_alias = found.upper_alias;
+            place.removed = false;
+            if let Some(extra) = &mut place.extra {
+                extra.pin = None;
+            }
+            self.nodes.set_parent(place, Some(Arc::clone(parent)))
+        };
+        if let Some(old) = old {
+            self.release(&old, 1);
+        }
+    }
+
+    /// Looks `name` up in the directory `parent`: the node, with one reference taken, and its
+    /// attributes. `Ok(None)`: no such name.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ESTALE` if `parent` is not known, and what the layers return.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
+        let parent = self.node(parent)?;
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        if name.len() > 255 {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let _names = dir.names.read();
+        self.lookup_locked(&parent, name)
+    }
+
+    /// [`lookup`](Self::lookup) for a caller that holds the directory's `names` lock.
+    pub(crate) fn lookup_locked(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
+        let Some(found) = self.resolve(parent, name)? else {
+            return Ok(None);
+        };
+        let node = self.intern(parent, name, &found)?;
+        match self.attr_from(&node, &found.stat) {
+            Ok(attr) => Ok(Some((node, attr))),
+            Err(e) => {
+                self.release(&node, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
+    pub(crate) fn lower_has(&self, parent: &Node, name: &OsStr) -> Result<bool, Errno> {
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        for at in &dir.lowers {
+            let fd = self.lowers.dir_fd(&self.fds, at)?;
+            match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
+                Single::Whiteout => return Ok(false),
+                Single::Object(_) => return Ok(true),
+                Single::Absent => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+enum Walked {
+    /// The directory in which the last component is to be looked up; whether the search ends there.
+    Dir(Arc<LowerDir>, bool),
+    /// Not in this layer.
+    Absent,
+    /// Not in this layer, and hidden from the layers below.
+    Stop,
+}
+
+/// The node for an object that was just found.
+fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Node {
+    let (lower, index, dir) = match &found.what {
+        FoundKind::Dir {
+            lowers,
+            redirect,
+            xattr_whiteouts,
+        } => {
+            let mut part = DirPart::new(lowers.clone(), redirect.clone());
+            part.xattr_whiteouts = *xattr_whiteouts;
+            (None, None, Some(part))
+        }
+        FoundKind::Other { lower, index } => {
+            // The name is kept once where it is the same.
+            let lower = lower.clone().map(|l| LowerFile {
+                name: l.name.filter(|n| **n != *name),
+                dir: l.dir,
+            });
+            (lower, index.clone(), None)
+        }
+    };
+    let mut place = Place {
+        parent: Some(Arc::clone(parent)),
+        name: name.into(),
+        upper_ino: found.upper_ino,
+        upper_alias: found.upper_alias,
+        lower,
+        removed: false,
+        extra: None,
+    };
+    if index.is_some() {
+        place.extra_mut().index = index;
+    }
+    Node::new(id, kind, place, dir)
+}
+
+/// The directory made of upper's part and the lowers' parts, if there is any.
+fn found_dir(
+    upper: Option<(Statx, DirMarks)>,
+    lowers: Vec<(Arc<LowerDir>, Statx)>,
+) -> Option<Found> {
+    let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
+    let (stat, upper_ino, marks) = match (upper, &first) {
+        (Some((st, marks)), _) => (st, st.stx_ino, marks),
+        (None, Some((_, st))) => (*st, 0, DirMarks::default()),
+        (None, None) => return None,
+    };
+    Some(Found {
+        stat,
+        upper_ino,
+        upper_alias: upper_ino != 0,
+        identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
+        what: FoundKind::Dir {
+            lowers: lowers.into_iter().map(|(d, _)| d).collect(),
+            redirect: marks.redirect,
+            xattr_whiteouts: marks.xattr_whiteouts,
+        },
+    })
+}
+
+/// Used by the mount's own set-up.
+pub(crate) fn follows(redirect_dir: RedirectDir) -> bool {
+    !matches!(redirect_dir, RedirectDir::NoFollow)
+}

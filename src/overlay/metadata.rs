@@ -1,0 +1,176 @@
+//! Attributes of the merged tree: reading and changing them.
+
+use rustix::fs::Statx;
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
+use super::copy_up::CopyData;
+use super::node::Node;
+use super::{Overlay, ROOT_ID};
+use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsStat {
+    /// Size in blocks of `frsize` bytes.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Free blocks for users without privileges.
+    pub bavail: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Preferred size of one I/O, in bytes.
+    pub bsize: u32,
+    /// Longest name, in bytes.
+    pub namelen: u32,
+    /// Size of a block, in bytes.
+    pub frsize: u32,
+}
+
+impl Overlay {
+    /// The attributes that clients see, from statx of the node's topmost object.
+    pub(crate) fn attr_from(&self, node: &Node, st: &Statx) -> Result<Attr, Errno> {
+        let mut attr = Attr::from_statx(st, self.ino_of(node))?;
+        if let Some(dir) = &node.dir {
+            let place = node.place.read();
+            let parts = dir.lowers.len() + usize::from(place.has_upper());
+            if place.removed {
+                attr.nlink = 0;
+            } else if parts > 1 {
+                // As the kernel: counting the merged subdirectories would cost a listing, and 1
+                // tells find(1) and others not to rely on it.
+                attr.nlink = 1;
+            }
+            return Ok(attr);
+        }
+        if attr.nlink > 1 || node.kind == Kind::File {
+            let place = node.place.read();
+            if let Some(hex) = place.index() {
+                attr.nlink = self.indexed_nlink(hex, st)?;
+            } else if !place.has_upper() {
+                if attr.nlink > 1
+                    && let Some(gone) = self.unlinked_lowers.get(&node.id)
+                {
+                    attr.nlink = attr.nlink.saturating_sub(*gone);
+                }
+                if place.removed && attr.nlink <= 1 {
+                    attr.nlink = 0;
+                }
+            } else if place.parked().is_some() {
+                attr.nlink = attr.nlink.saturating_sub(1);
+            }
+        }
+        Ok(attr)
+    }
+
+    /// The attributes of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown id, and what the layer returns.
+    pub fn getattr(&self, id: u64) -> Result<Attr, Errno> {
+        let node = self.node(id)?;
+        self.attr_of(&node)
+    }
+
+    pub(crate) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
+        let st = self.with_object(node, stat_at)?;
+        self.attr_from(node, &st)
+    }
+
+    /// Changes attributes; the object is copied up first.
+    ///
+    /// # Errors
+    /// `EROFS` without upper, `EINVAL` for the size of something that is not a file, and what the
+    /// file system of upper returns.
+    pub fn setattr(&self, id: u64, set: &SetAttr) -> Result<Attr, Errno> {
+        let node = self.node(id)?;
+        let data = set.size.map_or(CopyData::All, CopyData::Prefix);
+        self.ensure_upper(&node, data)?;
+        if let Some(size) = set.size {
+            if node.kind != Kind::File {
+                return Err(if node.kind == Kind::Dir {
+                    Errno::ISDIR
+                } else {
+                    Errno::INVAL
+                });
+            }
+            let fd = self.write_fd(&node)?;
+            rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
+            if set.kill_suidgid {
+                self.clear_suidgid(fd.as_fd())?;
+            }
+        }
+        let st = self.with_object(&node, |dir, name| {
+            if set.uid.is_some() || set.gid.is_some() {
+                sysfs::chown_at(dir, name, set.uid, set.gid)?;
+            }
+            if let Some(perm) = set.perm {
+                sysfs::chmod_at(dir, name, perm & 0o7777)?;
+            }
+            let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
+            if atime != TimeSpec::Omit || mtime != TimeSpec::Omit {
+                sysfs::utimens_at(dir, name, atime, mtime)?;
+            }
+            stat_at(dir, name)
+        })?;
+        self.attr_from(&node, &st)
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// `EINVAL` if it isn't one.
+    pub fn readlink(&self, id: u64) -> Result<OsString, Errno> {
+        let node = self.node(id)?;
+        let target = self.with_object(&node, |dir, name| {
+            rustix::fs::readlinkat(dir, name, Vec::new())
+        })?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Space on the file system of upper, or of the topmost lower.
+    ///
+    /// # Errors
+    /// What the file system returns.
+    pub fn statfs(&self) -> Result<FsStat, Errno> {
+        let root = match &self.upper {
+            Some(upper) => upper.layer.root.as_fd(),
+            None => self.lowers.layers[0].root.as_fd(),
+        };
+        let st = rustix::fs::fstatvfs(root)?;
+        Ok(FsStat {
+            blocks: st.f_blocks,
+            bfree: st.f_bfree,
+            bavail: st.f_bavail,
+            files: st.f_files,
+            ffree: st.f_ffree,
+            bsize: u32::try_from(st.f_bsize).unwrap_or(4096),
+            namelen: u32::try_from(st.f_namemax).unwrap_or(255),
+            frsize: u32::try_from(st.f_frsize).unwrap_or(4096),
+        })
+    }
+
+    /// Takes the set-id bits away that a write by somebody without `CAP_FSETID` takes away.
+    pub(crate) fn clear_suidgid(&self, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+        let mode = u32::from(stat_at(fd, OsStr::new(""))?.stx_mode) & 0o7777;
+        let mut kept = mode & !0o4000;
+        if mode & 0o2010 == 0o2010 {
+            kept &= !0o2000;
+        }
+        if kept != mode {
+            sysfs::chmod_at(fd, OsStr::new(""), kept)?;
+        }
+        Ok(())
+    }
+
+    /// Is this the root of the mount?
+    pub(crate) fn is_root(&self, node: &Node) -> bool {
+        node.id == ROOT_ID
+    }
+}

@@ -1,0 +1,282 @@
+//! Nodes: what the mount knows of one object of the merged tree, and the table of them.
+//!
+//! A node lives while the kernel has looked it up more often than it has forgotten it, or while a
+//! child names it as its parent. Nothing else keeps nodes: the tree itself is on disk.
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use parking_lot::{Mutex, RwLock};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use super::attr::Kind;
+use super::fds::PinPlace;
+use super::layer::{AufsFlag, LowerDir};
+use crate::format::redirect::Redirect;
+use crate::sys::dir::DirReader;
+
+/// The node id of the root of the mount. Every other node's id is its `st_ino`.
+pub const ROOT_ID: u64 = 1;
+
+/// A lower object that is not a directory.
+#[derive(Clone)]
+pub(crate) struct LowerFile {
+    pub dir: Arc<LowerDir>,
+    /// `None`: under the node's own name.
+    pub name: Option<Box<OsStr>>,
+}
+
+/// A descriptor that keeps an object reachable which has no name (that we know of) any more.
+pub(crate) struct Pin {
+    pub fd: OwnedFd,
+    _place: PinPlace,
+}
+
+impl Pin {
+    pub(crate) fn new(fd: OwnedFd, place: PinPlace) -> Pin {
+        Pin { fd, _place: place }
+    }
+}
+
+/// The rare parts of a node's state.
+#[derive(Default)]
+pub(crate) struct Extra {
+    /// The name in `work/index` of a copied-up hard link.
+    pub index: Option<Box<str>>,
+    /// Keeps an upper object that lost the name it was known by.
+    pub pin: Option<Arc<Pin>>,
+    /// Name in `work/work` that an unlinked object was moved to when no descriptor was left for it.
+    pub parked: Option<Box<str>>,
+}
+
+/// Where a node is and which layers hold it. Protected by the node's `place` lock.
+pub(crate) struct Place {
+    /// The directory and the name that it was last seen under. `None`: the root, or no name left.
+    pub parent: Option<Arc<Node>>,
+    pub name: Box<OsStr>,
+    /// `st_ino` of the object in upper, 0 while there is none.
+    pub upper_ino: u64,
+    /// Is `parent`/`name` itself in upper? (Hard links of an indexed lower file may not be.)
+    pub upper_alias: bool,
+    /// The lower object of a node that is not a directory; data comes from here until copy-up.
+    pub lower: Option<LowerFile>,
+    /// No name is left: removed, perhaps still open.
+    pub removed: bool,
+    pub extra: Option<Box<Extra>>,
+}
+
+impl Place {
+    pub(crate) fn has_upper(&self) -> bool {
+        self.upper_ino != 0
+    }
+
+    pub(crate) fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    pub(crate) fn index(&self) -> Option<&str> {
+        self.extra.as_ref().and_then(|e| e.index.as_deref())
+    }
+
+    pub(crate) fn pin(&self) -> Option<&Arc<Pin>> {
+        self.extra.as_ref().and_then(|e| e.pin.as_ref())
+    }
+
+    pub(crate) fn parked(&self) -> Option<&str> {
+        self.extra.as_ref().and_then(|e| e.parked.as_deref())
+    }
+}
+
+/// A fact that is looked up once and then remembered.
+pub(crate) struct Remembered(AtomicU8);
+
+impl Remembered {
+    pub(crate) fn unknown() -> Remembered {
+        Remembered(AtomicU8::new(0))
+    }
+
+    pub(crate) fn get(&self) -> Option<bool> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            n => Some(n == 2),
+        }
+    }
+
+    pub(crate) fn set(&self, value: bool) {
+        self.0.store(if value { 2 } else { 1 }, Ordering::Release);
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// What only directories have.
+pub(crate) struct DirPart {
+    /// Immutable. The directories that are merged beneath upper's, top to bottom.
+    pub lowers: Box<[Arc<LowerDir>]>,
+    /// Shared by lookups and listings, exclusive for whoever changes a name in the directory.
+    pub names: RwLock<()>,
+    /// Redirect stored on the upper directory. Protected by `names` of the parent.
+    pub redirect: Mutex<Option<Redirect>>,
+    /// Reads upper's part: its descriptor has one position.
+    pub stream: Mutex<Option<Box<DirReader>>>,
+    /// Has upper's directory a default ACL? (`umask` is not applied then.)
+    pub default_acl: Remembered,
+    /// Does upper's directory carry the impure mark?
+    pub impure: Remembered,
+    /// `.wh.` marks in upper's directory.
+    pub aufs: AufsFlag,
+    /// Are whiteout xattrs honoured in upper's directory?
+    pub xattr_whiteouts: bool,
+}
+
+impl DirPart {
+    pub(crate) fn new(lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>) -> DirPart {
+        DirPart {
+            lowers: lowers.into_boxed_slice(),
+            names: RwLock::new(()),
+            redirect: Mutex::new(redirect),
+            stream: Mutex::new(None),
+            default_acl: Remembered::unknown(),
+            impure: Remembered::unknown(),
+            aufs: AufsFlag::new(),
+            xattr_whiteouts: false,
+        }
+    }
+}
+
+/// One object of the merged tree.
+pub struct Node {
+    pub(crate) id: u64,
+    pub(crate) kind: Kind,
+    /// References: the kernel's lookups, and one for each node whose parent this is.
+    refs: AtomicU64,
+    /// Held by whoever copies the object up.
+    pub(crate) copying: Mutex<()>,
+    pub(crate) place: RwLock<Place>,
+    pub(crate) dir: Option<Box<DirPart>>,
+}
+
+impl Node {
+    pub(crate) fn new(id: u64, kind: Kind, place: Place, dir: Option<DirPart>) -> Node {
+        Node {
+            id,
+            kind,
+            refs: AtomicU64::new(0),
+            copying: Mutex::new(()),
+            place: RwLock::new(place),
+            dir: dir.map(Box::new),
+        }
+    }
+
+    /// The id by which the transport names this node.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The type of the object.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+/// All live nodes by id.
+pub(crate) struct NodeTable {
+    nodes: DashMap<u64, Arc<Node>>,
+}
+
+/// What [`NodeTable::intern`] found under an id.
+pub(crate) enum Interned {
+    /// The node is live (it was, or is now); one reference was taken.
+    Node(Arc<Node>),
+    /// Another object has this id.
+    Conflict,
+}
+
+impl NodeTable {
+    pub(crate) fn new() -> NodeTable {
+        NodeTable {
+            nodes: DashMap::with_shard_amount(64),
+        }
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<Node>> {
+        self.nodes.get(&id).map(|n| Arc::clone(&n))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Finds the node `id` if `same` says that it is the object meant, or makes it. Takes one
+    /// reference on it.
+    pub(crate) fn intern(
+        &self,
+        id: u64,
+        same: impl FnOnce(&Node) -> bool,
+        make: impl FnOnce() -> Node,
+    ) -> Interned {
+        match self.nodes.entry(id) {
+            Entry::Occupied(slot) => {
+                if !same(slot.get()) {
+                    return Interned::Conflict;
+                }
+                slot.get().refs.fetch_add(1, Ordering::AcqRel);
+                Interned::Node(Arc::clone(slot.get()))
+            }
+            Entry::Vacant(slot) => {
+                let node = Arc::new(make());
+                node.refs.store(1, Ordering::Release);
+                if let Some(parent) = &node.place.read().parent {
+                    parent.refs.fetch_add(1, Ordering::AcqRel);
+                }
+                slot.insert(Arc::clone(&node));
+                Interned::Node(node)
+            }
+        }
+    }
+
+    /// Takes a reference on a node that is known to be live.
+    pub(crate) fn hold(&self, node: &Node) {
+        node.refs.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Gives `count` references back. Nodes that nobody refers to any more, and then their
+    /// parents, leave the table and are handed to `gone`.
+    pub(crate) fn release(&self, node: &Arc<Node>, count: u64, gone: &mut dyn FnMut(&Arc<Node>)) {
+        let mut next = Some((Arc::clone(node), count));
+        while let Some((node, count)) = next.take() {
+            let left = node
+                .refs
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                    Some(n.saturating_sub(count))
+                });
+            if left.map_or(0, |n| n.saturating_sub(count)) > 0 || node.id == ROOT_ID {
+                continue;
+            }
+            // A lookup may have taken it again meanwhile: it does so under the shard's lock.
+            let removed = self.nodes.remove_if(&node.id, |_, n| {
+                Arc::ptr_eq(n, &node) && n.refs.load(Ordering::Acquire) == 0
+            });
+            if removed.is_some() {
+                gone(&node);
+                next = node.place.write().parent.take().map(|p| (p, 1));
+            }
+        }
+    }
+
+    /// Moves a node to another parent: the reference on the old one goes over to the new one.
+    pub(crate) fn set_parent(
+        &self,
+        place: &mut Place,
+        parent: Option<Arc<Node>>,
+    ) -> Option<Arc<Node>> {
+        if let Some(new) = &parent {
+            new.refs.fetch_add(1, Ordering::AcqRel);
+        }
+        std::mem::replace(&mut place.parent, parent)
+    }
+}

@@ -1,0 +1,395 @@
+//! Setting a mount up: layers, work directory, what the file systems can do.
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::attr::{Kind, dev_of, stat_at, stat_opt};
+use super::fds::{FdCache, PinBudget};
+use super::inos::InoMap;
+use super::layer::{DIR_PATH, DIR_READ, Layer, LowerDir, LowerLayers};
+use super::lookup::follows;
+use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
+use super::readdir::ListingCache;
+use super::validate::Validated;
+use super::work::Work;
+use super::{Config, Counters, Overlay, Upper};
+use crate::format::keys::{Namespace, OverlayKey};
+use crate::sys::fs as sysfs;
+use crate::sys::handle::{fs_uuid, name_to_handle_at};
+use crate::sys::xattr::{self, SetFlags};
+
+/// Why a mount could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A system call on one of the directories failed.
+    #[error("can't {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: Errno,
+    },
+    /// The last mount of this upper was volatile and did not end well.
+    #[error(
+        "{0} was mounted with `volatile` before: what it holds may be incomplete; remove \
+         work/incompat/volatile to use it all the same"
+    )]
+    Volatile(PathBuf),
+    /// The work directory asks for something that rovl doesn't know.
+    #[error("{path} holds work/incompat/{feature}, which rovl does not know")]
+    Incompatible {
+        /// The work directory.
+        path: PathBuf,
+        /// The unknown feature.
+        feature: String,
+    },
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
+    let path = path.to_path_buf();
+    move |source| OpenError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// The file systems of the layers: their numbers and uuids.
+#[derive(Default)]
+struct FileSystems {
+    devs: Vec<(u64, u32)>,
+    narrow: bool,
+}
+
+impl FileSystems {
+    /// Takes the file system with this `st_dev` in; a new one gets the next index.
+    fn add(&mut self, dev: u64, root: BorrowedFd<'_>) {
+        if self.devs.iter().any(|(d, _)| *d == dev) {
+            return;
+        }
+        // Upper's is 0 also where there is no upper, as in the kernel.
+        let id = self.devs.iter().map(|d| d.1 + 1).max().unwrap_or(1);
+        self.devs.push((dev, id));
+        self.narrow &= has_narrow_inos(root);
+    }
+}
+
+/// Are inode numbers of 32 bits there? The kernel tells it by the type of file handles, too.
+fn has_narrow_inos(root: BorrowedFd<'_>) -> bool {
+    const FILEID_INO32_GEN: u8 = 1;
+    matches!(
+        name_to_handle_at(root, OsStr::new("")),
+        Ok(Some(h)) if h.handle_type == FILEID_INO32_GEN && h.bytes.len() == 8
+    )
+}
+
+impl Overlay {
+    /// Sets up the merged tree of `config`, whose directories `validated` holds open.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is left behind but an emptied `work/work`.
+    pub fn open(config: &Config, validated: Validated) -> Result<Arc<Overlay>, OpenError> {
+        let Validated {
+            lowers,
+            data_lowers,
+            upper,
+            work,
+            locks,
+            ..
+        } = validated;
+        let mut systems = FileSystems {
+            devs: Vec::new(),
+            narrow: true,
+        };
+        let mut config = config.clone();
+        let mut upper = match (upper, work) {
+            (Some(upper), Some(work)) => Some(open_upper(&config, upper, work, &mut systems)?),
+            _ => None,
+        };
+        let ns = choose_namespace(&config, upper.as_ref());
+        let upper_xattrs = upper.as_ref().is_some_and(|u| probe_xattrs(u, ns));
+        let merged = lowers.len();
+        let lowers = open_lowers(lowers, data_lowers, merged, &mut systems)?;
+        if let Some(upper) = &mut upper {
+            config.index &= upper_xattrs;
+            prepare_work(&config, upper)?;
+        }
+        let limit = sysfs::raise_nofile().unwrap_or(1024);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1 << 16);
+        let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
+        let root_dirs = root_stack(&lowers, upper.as_ref(), ns)?;
+        let root_ino = root_number(&lowers, upper.as_ref(), &root_dirs)?;
+        let inos = InoMap::new(systems.devs, systems.narrow);
+        let root = make_root(upper.as_ref(), root_dirs)?;
+        let overlay = Overlay {
+            ns,
+            follow_redirects: follows(config.redirect_dir),
+            upper_xattrs,
+            root_ino: inos.map(root_ino.0, root_ino.1),
+            inos,
+            lowers,
+            upper,
+            nodes: NodeTable::new(),
+            root: Arc::new(root),
+            fds: FdCache::new((spare / 2).min(4096)),
+            pins: PinBudget::new((spare / 3).min(4096)),
+            listings: ListingCache::new(),
+            unlinked_lowers: dashmap::DashMap::new(),
+            counters: Counters::default(),
+            _locks: locks,
+            config,
+        };
+        Ok(Arc::new(overlay))
+    }
+}
+
+/// Opens a layer's root. Lowers are used through a private, read-only clone of their mount where
+/// we may make one: nothing mounted inside of them shows, not even access times change, and no
+/// mistake can write to them.
+fn private_lower(fd: OwnedFd) -> OwnedFd {
+    const READ_ONLY: u64 = sysfs::MOUNT_ATTR_RDONLY | sysfs::MOUNT_ATTR_NOATIME;
+    let cloned = sysfs::clone_tree(fd.as_fd()).and_then(|clone| {
+        sysfs::mount_set_flags(clone.as_fd(), READ_ONLY)?;
+        // Opened for reading: file handles can't be resolved through an `O_PATH` descriptor.
+        rustix::fs::openat(&clone, c".", DIR_READ, Mode::empty())
+    });
+    match cloned {
+        Ok(clone) => clone,
+        Err(_) => rustix::fs::openat(&fd, c".", DIR_READ, Mode::empty()).unwrap_or(fd),
+    }
+}
+
+fn open_lowers(
+    lowers: Vec<(PathBuf, OwnedFd)>,
+    data_lowers: Vec<(PathBuf, OwnedFd)>,
+    merged: usize,
+    systems: &mut FileSystems,
+) -> Result<LowerLayers, OpenError> {
+    let mut layers = Vec::with_capacity(lowers.len() + data_lowers.len());
+    let mut roots = Vec::with_capacity(layers.capacity());
+    for (i, (path, fd)) in lowers.into_iter().chain(data_lowers).enumerate() {
+        let root = private_lower(fd);
+        let st = stat_at(root.as_fd(), OsStr::new("")).map_err(io("read", &path))?;
+        let dev = dev_of(&st);
+        let index =
+            u16::try_from(i).map_err(|_| io("use so many layers at", &path)(Errno::TOOBIG))?;
+        roots.push(LowerDir::new(
+            index,
+            (dev, st.stx_ino),
+            None,
+            OsStr::new(""),
+            false,
+        ));
+        let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+        systems.add(dev, root.as_fd());
+        layers.push(Layer {
+            path,
+            root,
+            dev,
+            uuid,
+        });
+    }
+    Ok(LowerLayers::new(layers, merged, roots))
+}
+
+fn open_upper(
+    config: &Config,
+    (path, fd): (PathBuf, OwnedFd),
+    (work_path, work): (PathBuf, OwnedFd),
+    systems: &mut FileSystems,
+) -> Result<Upper, OpenError> {
+    check_incompat(config, &work_path, work.as_fd())?;
+    let root = rustix::fs::openat(&fd, c".", DIR_PATH, Mode::empty()).map_err(io("open", &path))?;
+    let st = stat_at(root.as_fd(), OsStr::new("")).map_err(io("read", &path))?;
+    let dev = dev_of(&st);
+    systems.devs.push((dev, 0));
+    systems.narrow &= has_narrow_inos(root.as_fd());
+    let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+    let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
+    Ok(Upper {
+        layer: Layer {
+            path,
+            root,
+            dev,
+            uuid,
+        },
+        work,
+    })
+}
+
+/// Refuses a work directory with features that must not be ignored.
+fn check_incompat(config: &Config, path: &Path, work: BorrowedFd<'_>) -> Result<(), OpenError> {
+    let name = OsStr::new("work/incompat");
+    let Some(_) = stat_opt(work, name).map_err(io("read", path))? else {
+        return Ok(());
+    };
+    let dir = match rustix::fs::openat(work, name, DIR_READ, Mode::empty()) {
+        // A file of this name is a left-over and goes with the rest of work/work.
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        other => other.map_err(io("read", path))?,
+    };
+    let mut features = Vec::new();
+    crate::sys::dir::read_all(dir.as_fd(), |e| {
+        if e.name != "." && e.name != ".." {
+            features.push(e.name.to_os_string());
+        }
+    })
+    .map_err(io("read", path))?;
+    for feature in features {
+        if feature != "volatile" {
+            let feature = feature.to_string_lossy().into_owned();
+            return Err(OpenError::Incompatible {
+                path: path.to_path_buf(),
+                feature,
+            });
+        }
+        if !config.shared_upper {
+            return Err(OpenError::Volatile(path.to_path_buf()));
+        }
+        tracing::warn!("the last mount of this upper was volatile: it may be incomplete");
+    }
+    Ok(())
+}
+
+/// The xattrs of overlay are `trusted.*` where we may write those.
+fn choose_namespace(config: &Config, upper: Option<&Upper>) -> Namespace {
+    match (config.userxattr, upper) {
+        (Some(true), _) => Namespace::User,
+        (Some(false), _) => Namespace::Trusted,
+        (None, Some(upper)) => {
+            if sysfs::has_cap_sys_admin_in_init_ns() || probe_xattrs(upper, Namespace::Trusted) {
+                Namespace::Trusted
+            } else {
+                Namespace::User
+            }
+        }
+        (None, None) if sysfs::has_cap_sys_admin_in_init_ns() => Namespace::Trusted,
+        (None, None) => Namespace::User,
+    }
+}
+
+/// Can overlay's xattrs be written on upper's file system?
+fn probe_xattrs(upper: &Upper, ns: Namespace) -> bool {
+    let temp = upper.work.temp();
+    let dir = upper.work.dir.as_fd();
+    rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU).is_ok()
+        && xattr::set_at(
+            dir,
+            &temp.name,
+            ns.key(OverlayKey::Opaque),
+            b"y",
+            SetFlags::Any,
+        )
+        .is_ok()
+}
+
+/// The index, and the marker of a volatile mount.
+fn prepare_work(config: &Config, upper: &mut Upper) -> Result<(), OpenError> {
+    let path = upper.layer.path.clone();
+    if config.index {
+        let base = upper.work.base.as_fd();
+        let name = OsStr::new("index");
+        match rustix::fs::mkdirat(base, name, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                sysfs::chmod_at(base, name, 0o700).map_err(io("prepare work/index of", &path))?;
+            }
+            Err(e) => return Err(io("make work/index of", &path)(e)),
+        }
+        let index = rustix::fs::openat(base, name, DIR_READ, Mode::empty())
+            .map_err(io("open work/index of", &path))?;
+        upper.work.index = Some(index);
+    }
+    if config.volatile {
+        let dir = upper.work.dir.as_fd();
+        for name in ["incompat", "incompat/volatile"] {
+            match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(io("mark as volatile", &path)(e)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The lower directories that the root merges: all of them, up to an opaque one.
+fn root_stack(
+    lowers: &LowerLayers,
+    upper: Option<&Upper>,
+    ns: Namespace,
+) -> Result<Vec<Arc<LowerDir>>, OpenError> {
+    let mut stack = Vec::new();
+    if let Some(upper) = upper
+        && is_opaque(upper.layer.root.as_fd(), ns).map_err(io("read", &upper.layer.path))?
+    {
+        return Ok(stack);
+    }
+    for i in 0..lowers.merged {
+        stack.push(Arc::clone(lowers.root(i)));
+        let layer = &lowers.layers[i];
+        if i + 1 < lowers.merged
+            && is_opaque(layer.root.as_fd(), ns).map_err(io("read", &layer.path))?
+        {
+            break;
+        }
+    }
+    Ok(stack)
+}
+
+fn is_opaque(root: BorrowedFd<'_>, ns: Namespace) -> Result<bool, Errno> {
+    use std::os::unix::ffi::OsStrExt;
+    let here = OsStr::new("");
+    let value = xattr::get_at(root, here, ns.key(OverlayKey::Opaque))?;
+    if value.as_deref() == Some(b"y") || xattr::has_at(root, here, c"user.fuseoverlayfs.opaque")? {
+        return Ok(true);
+    }
+    let mark = OsStr::from_bytes(crate::format::whiteout::OPAQUE_MARK);
+    Ok(stat_opt(root, mark)?.is_some())
+}
+
+/// What the root's inode number is made from.
+fn root_number(
+    lowers: &LowerLayers,
+    upper: Option<&Upper>,
+    stack: &[Arc<LowerDir>],
+) -> Result<(u64, u64), OpenError> {
+    if let Some(dir) = stack.first() {
+        return Ok((dir.dev, dir.ino));
+    }
+    let layer = upper.map_or(&lowers.layers[0], |u| &u.layer);
+    let st = stat_at(layer.root.as_fd(), OsStr::new("")).map_err(io("read", &layer.path))?;
+    Ok((dev_of(&st), st.stx_ino))
+}
+
+fn make_root(upper: Option<&Upper>, stack: Vec<Arc<LowerDir>>) -> Result<Node, OpenError> {
+    let upper_ino = match upper {
+        None => 0,
+        Some(upper) => {
+            let root = upper.layer.root.as_fd();
+            stat_at(root, OsStr::new(""))
+                .map_err(io("read", &upper.layer.path))?
+                .stx_ino
+        }
+    };
+    let place = Place {
+        parent: None,
+        name: OsStr::new("").into(),
+        upper_ino,
+        upper_alias: upper_ino != 0,
+        lower: None,
+        removed: false,
+        extra: None,
+    };
+    Ok(Node::new(
+        ROOT_ID,
+        Kind::Dir,
+        place,
+        Some(DirPart::new(stack, None)),
+    ))
+}

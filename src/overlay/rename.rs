@@ -1,0 +1,669 @@
+//! Rename: planned as a table from facts to steps, then run.
+//!
+//! Lower objects are copied up first (directories without what is in them: a redirect says where
+//! their lower part is). What the source's old name would uncover is whited out in the same system
+//! call that moves it, so that no crash leaves half a rename.
+
+use rustix::fs::{AtFlags, RenameFlags};
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
+use super::copy_up::{CopyData, set_times};
+use super::lookup::Found;
+use super::node::{Node, Place};
+use super::remove::{is_at, lock_names};
+use super::{Overlay, ROOT_ID, RedirectDir, Upper};
+use crate::format::keys::OverlayKey;
+use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
+use crate::format::whiteout::whiteout_name;
+use crate::sys::xattr::{self, SetFlags};
+
+/// What to do with an existing target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replace it.
+    Replace,
+    /// Fail with `EEXIST`.
+    NoReplace,
+    /// Swap the two.
+    Exchange,
+}
+
+/// What is to be known of one of the two names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Side {
+    is_dir: bool,
+    /// A directory with lowers merged beneath it.
+    merges: bool,
+    /// A lower shows something under the name: it needs to be hidden when the name goes.
+    covers: bool,
+    /// The directory that the name is in has lowers.
+    parent_merges: bool,
+}
+
+/// What upper has under the target's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Nothing,
+    Whiteout,
+    File,
+    Dir,
+}
+
+/// How a moved directory is kept from merging with what lies under its new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    None,
+    Opaque,
+    Redirect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Move, leaving nothing.
+    Move,
+    /// Move, leaving a whiteout.
+    MoveAndWhiteout,
+    /// Swap the two names.
+    Exchange,
+    /// Swap with the target's whiteout, which then hides the source's old name.
+    ExchangeWhiteout,
+    /// The same, and remove the whiteout, which hides nothing there.
+    ExchangeAndDropWhiteout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    source: Mark,
+    target: Mark,
+    step: Step,
+}
+
+/// The table. Pure.
+fn plan_rename(mode: RenameMode, source: Side, target: Side, slot: Slot) -> Plan {
+    let mark = |moved: Side, to: Side| match moved {
+        Side { is_dir: false, .. } => Mark::None,
+        Side { merges: true, .. } => Mark::Redirect,
+        _ if to.parent_merges => Mark::Opaque,
+        _ => Mark::None,
+    };
+    if mode == RenameMode::Exchange {
+        return Plan {
+            source: mark(source, target),
+            target: mark(target, source),
+            step: Step::Exchange,
+        };
+    }
+    let step = match (slot, source.is_dir, source.covers) {
+        (Slot::Whiteout, true, true) => Step::ExchangeWhiteout,
+        (Slot::Whiteout, true, false) => Step::ExchangeAndDropWhiteout,
+        (_, _, true) => Step::MoveAndWhiteout,
+        (_, _, false) => Step::Move,
+    };
+    Plan {
+        source: mark(source, target),
+        target: Mark::None,
+        step,
+    }
+}
+
+/// One of the two names of a rename, with what it stands for.
+struct End<'a> {
+    parent: &'a Arc<Node>,
+    name: &'a OsStr,
+    found: Option<Found>,
+    node: Option<Arc<Node>>,
+    side: Side,
+}
+
+impl Overlay {
+    /// Renames.
+    ///
+    /// # Errors
+    /// Those of renameat2(2). `EXDEV` for a directory with lower contents where redirects are off
+    /// or the redirect would be too long.
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        let upper = self.upper()?;
+        self.check_new_name(new_name)?;
+        let parent = self.node(parent)?;
+        let new_parent = self.node(new_parent)?;
+        let (source, _) = self.lookup(parent.id, name)?.ok_or(Errno::NOENT)?;
+        let target = match self.lookup(new_parent.id, new_name) {
+            Ok(found) => found.map(|(node, _)| node),
+            Err(e) => {
+                self.release(&source, 1);
+                return Err(e);
+            }
+        };
+        let ends = [(&parent, name), (&new_parent, new_name)];
+        let result = self.rename_nodes(upper, ends, &source, target.as_ref(), mode);
+        self.release(&source, 1);
+        if let Some(target) = target {
+            self.release(&target, 1);
+        }
+        for old in result? {
+            self.release(&old, 1);
+        }
+        Ok(())
+    }
+
+    /// Checks, copies up, locks and goes. Gives the nodes on which a parent's reference is to be
+    /// released.
+    fn rename_nodes(
+        &self,
+        upper: &Upper,
+        [(parent, name), (new_parent, new_name)]: [(&Arc<Node>, &OsStr); 2],
+        source: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        mode: RenameMode,
+    ) -> Result<Vec<Arc<Node>>, Errno> {
+        self.check_rename(source, target, new_parent, mode)?;
+        if target.is_some_and(|t| t.id == source.id) {
+            return Ok(Vec::new()); // two names of one object: nothing happens
+        }
+        for node in [parent, new_parent, source] {
+            self.ensure_upper(node, CopyData::All)?;
+        }
+        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
+            self.ensure_upper(target, CopyData::All)?;
+        }
+        let mut dirs: Vec<&Node> = vec![parent, new_parent];
+        dirs.extend(target.filter(|t| t.dir.is_some()).map(|t| &**t));
+        let _locked = lock_names(&dirs);
+        if new_parent.place.read().removed {
+            return Err(Errno::NOENT);
+        }
+        let from = self.look_again(parent, name)?;
+        let to = self.look_again(new_parent, new_name)?;
+        let id = |end: &End<'_>| end.node.as_ref().map(|n| n.id);
+        if id(&from) != Some(source.id) || id(&to) != target.map(|t| t.id) {
+            return Err(Errno::STALE); // changed meanwhile; the kernel holds both directories
+        }
+        self.run_rename(upper, from, to, mode)
+    }
+
+    /// What can be said before anything is changed.
+    fn check_rename(
+        &self,
+        source: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        new_parent: &Arc<Node>,
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
+            (RenameMode::Replace, Some(target)) => match (&source.dir, &target.dir) {
+                (Some(_), None) => return Err(Errno::NOTDIR),
+                (None, Some(_)) => return Err(Errno::ISDIR),
+                _ => {}
+            },
+            _ => {}
+        }
+        let mut at = Some(Arc::clone(new_parent));
+        while let Some(dir) = at {
+            if dir.id == source.id {
+                return Err(Errno::INVAL); // into itself
+            }
+            at = dir.place.read().parent.clone();
+        }
+        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let exchanged = target.filter(|_| mode == RenameMode::Exchange);
+        let moved_dir = merges(source) || exchanged.is_some_and(merges);
+        if moved_dir && (self.config.redirect_dir != RedirectDir::On || !self.upper_xattrs) {
+            return Err(Errno::XDEV);
+        }
+        Ok(())
+    }
+
+    /// Resolves one end with everything locked.
+    fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
+        let found = self.resolve(parent, name)?;
+        let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
+        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let side = Side {
+            is_dir: found.as_ref().is_some_and(|f| is_dir(&f.stat)),
+            merges: node.as_ref().is_some_and(|n| merges(n)),
+            covers: merges(parent) && self.lower_has(parent, name)?,
+            parent_merges: merges(parent),
+        };
+        Ok(End {
+            parent,
+            name,
+            found,
+            node,
+            side,
+        })
+    }
+
+    fn run_rename(
+        &self,
+        upper: &Upper,
+        from: End<'_>,
+        to: End<'_>,
+        mode: RenameMode,
+    ) -> Result<Vec<Arc<Node>>, Errno> {
+        let from_fd = self.upper_dir_fd(from.parent)?;
+        let to_fd = self.upper_dir_fd(to.parent)?;
+        let (from_fd, to_fd) = (from_fd.as_fd(), to_fd.as_fd());
+        let source = from.node.as_ref().ok_or(Errno::STALE)?;
+        if mode == RenameMode::Replace
+            && let Some(victim) = to.node.as_ref().filter(|v| v.dir.is_some())
+            && !self.is_empty_locked(victim)?
+        {
+            return Err(Errno::NOTEMPTY);
+        }
+        let slot = match stat_opt(to_fd, to.name)? {
+            None => Slot::Nothing,
+            Some(st) if is_whiteout(&st) => Slot::Whiteout,
+            Some(st) if is_dir(&st) => Slot::Dir,
+            Some(_) => Slot::File,
+        };
+        let plan = plan_rename(mode, from.side, to.side, slot);
+        let same_dir = from.parent.id == to.parent.id;
+        self.mark_moved(plan.source, source, from_fd, from.name, same_dir)?;
+        if mode == RenameMode::Exchange {
+            let target = to.node.as_ref().ok_or(Errno::STALE)?;
+            self.mark_moved(plan.target, target, to_fd, to.name, same_dir)?;
+            self.mark_if_origin(target, from.parent, to.found.as_ref())?;
+        }
+        self.mark_if_origin(source, to.parent, from.found.as_ref())?;
+        if slot == Slot::Dir && mode != RenameMode::Exchange {
+            self.clear_out(upper, to_fd, to.name)?;
+        }
+        let released = match mode {
+            RenameMode::Exchange => self.swap(upper, plan, &from, &to, (from_fd, to_fd))?,
+            _ => self.move_over(upper, plan, &from, &to, (from_fd, to_fd), slot)?,
+        };
+        self.listings
+            .added(to.parent.id, to.name, self.ino_of(source), source.kind);
+        match (&to.node, mode) {
+            (Some(target), RenameMode::Exchange) => {
+                let ino = self.ino_of(target);
+                self.listings
+                    .added(from.parent.id, from.name, ino, target.kind);
+            }
+            _ => self.listings.removed(from.parent.id, from.name),
+        }
+        Ok(released)
+    }
+
+    /// The move of everything but an exchange, and what the nodes say of themselves after it.
+    fn move_over(
+        &self,
+        upper: &Upper,
+        plan: Plan,
+        from: &End<'_>,
+        to: &End<'_>,
+        (from_fd, to_fd): (BorrowedFd<'_>, BorrowedFd<'_>),
+        slot: Slot,
+    ) -> Result<Vec<Arc<Node>>, Errno> {
+        let source = from.node.as_ref().ok_or(Errno::STALE)?;
+        let mut released = Vec::new();
+        let victim_pin = match &to.node {
+            Some(v) if v.dir.is_some() && v.place.read().has_upper() => self.pin_dir(v)?,
+            _ => None,
+        };
+        let victim = to.node.as_ref().zip(to.found.as_ref());
+        let (mut source_place, mut victim_place) = match &victim {
+            Some((v, _)) if v.id < source.id => {
+                let v = v.place.write();
+                (source.place.write(), Some(v))
+            }
+            Some((v, _)) => {
+                let s = source.place.write();
+                (s, Some(v.place.write()))
+            }
+            None => (source.place.write(), None),
+        };
+        let mut shown = None;
+        if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place)
+            && v.dir.is_none()
+        {
+            shown = self.before_replaced(upper, to, to_fd, found, place)?;
+        }
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            slot,
+        )?;
+        if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place) {
+            if v.dir.is_none() {
+                released.extend(self.after_replaced(upper, to, found, v, place, shown)?);
+            } else {
+                place.removed = true;
+                if victim_pin.is_some() {
+                    place.extra_mut().pin = victim_pin;
+                }
+                self.listings.remove(v.id);
+                released.extend(place.parent.take());
+            }
+        }
+        released.extend(self.place_at(&mut source_place, to.parent, to.name, from));
+        Ok(released)
+    }
+
+    /// The node is at another name now.
+    fn place_at(
+        &self,
+        place: &mut Place,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        from: &End<'_>,
+    ) -> Option<Arc<Node>> {
+        if !is_at(place, from.parent, from.name) && place.parent.is_some() {
+            return None; // known by another of its names, which stays
+        }
+        if let Some(lower) = &mut place.lower
+            && lower.name.is_none()
+        {
+            lower.name = Some(place.name.clone());
+        }
+        place.name = name.into();
+        place.upper_alias = true;
+        self.nodes.set_parent(place, Some(Arc::clone(parent)))
+    }
+
+    fn swap(
+        &self,
+        upper: &Upper,
+        plan: Plan,
+        from: &End<'_>,
+        to: &End<'_>,
+        (from_fd, to_fd): (BorrowedFd<'_>, BorrowedFd<'_>),
+    ) -> Result<Vec<Arc<Node>>, Errno> {
+        let (source, target) = match (&from.node, &to.node) {
+            (Some(s), Some(t)) => (s, t),
+            _ => return Err(Errno::STALE),
+        };
+        let (mut s, mut t) = if source.id < target.id {
+            let s = source.place.write();
+            (s, target.place.write())
+        } else {
+            let t = target.place.write();
+            (source.place.write(), t)
+        };
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            Slot::Nothing,
+        )?;
+        let mut released = Vec::new();
+        released.extend(self.place_at(&mut s, to.parent, to.name, from));
+        released.extend(self.place_at(&mut t, from.parent, from.name, to));
+        Ok(released)
+    }
+
+    /// Runs the step. Where the file system lacks a flag, the nearest order of plain steps is
+    /// taken, in which a crash may leave both names.
+    fn step_on_disk(
+        &self,
+        upper: &Upper,
+        step: Step,
+        (from, name): (BorrowedFd<'_>, &OsStr),
+        (to, new_name): (BorrowedFd<'_>, &OsStr),
+        slot: Slot,
+    ) -> Result<(), Errno> {
+        let rename = |flags| rustix::fs::renameat_with(from, name, to, new_name, flags);
+        match step {
+            Step::Move => rename(RenameFlags::empty())?,
+            Step::MoveAndWhiteout if upper.work.rename_whiteout => rename(RenameFlags::WHITEOUT)?,
+            Step::MoveAndWhiteout => {
+                rename(RenameFlags::empty())?;
+                self.put_whiteout(upper, from, name)?;
+            }
+            Step::Exchange | Step::ExchangeWhiteout => rename(RenameFlags::EXCHANGE)?,
+            Step::ExchangeAndDropWhiteout => {
+                rename(RenameFlags::EXCHANGE)?;
+                rustix::fs::unlinkat(from, name, AtFlags::empty())?;
+            }
+        }
+        if !upper.work.device_whiteouts && slot == Slot::Nothing {
+            // A `.wh.` mark for the new name hides nothing any more.
+            if let Some(mark) = whiteout_name(new_name) {
+                let mark = OsStr::from_bytes(&mark);
+                match rustix::fs::unlinkat(to, mark, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Redirect or opaque mark on a directory that is about to move.
+    fn mark_moved(
+        &self,
+        mark: Mark,
+        node: &Arc<Node>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        same_dir: bool,
+    ) -> Result<(), Errno> {
+        match mark {
+            Mark::None => Ok(()),
+            Mark::Opaque => self.make_opaque(dir, name),
+            Mark::Redirect => self.set_redirect(node, dir, name, same_dir),
+        }
+    }
+
+    /// Says on upper's directory where its lower part is (`ovl_set_redirect`).
+    fn set_redirect(
+        &self,
+        node: &Arc<Node>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        same_dir: bool,
+    ) -> Result<(), Errno> {
+        let part = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let mut known = part.redirect.lock();
+        match &*known {
+            Some(Redirect::Absolute(_)) => return Ok(()),
+            Some(Redirect::Relative(_)) if same_dir => return Ok(()),
+            _ => {}
+        }
+        let redirect = if same_dir {
+            Redirect::Relative(node.place.read().name.to_os_string())
+        } else {
+            Redirect::Absolute(self.lower_path(node, known.as_ref())?)
+        };
+        let value = redirect.encode();
+        if matches!(redirect, Redirect::Absolute(_)) && value.len() > MAX_ABSOLUTE {
+            return Err(Errno::XDEV); // as the kernel: mv(1) then copies
+        }
+        let key = self.ns.key(OverlayKey::Redirect);
+        xattr::set_at(dir, name, key, &value, SetFlags::Any)?;
+        *known = Some(redirect);
+        Ok(())
+    }
+
+    /// The path of a directory in the merged view of the lowers alone.
+    fn lower_path(&self, node: &Arc<Node>, own: Option<&Redirect>) -> Result<Vec<OsString>, Errno> {
+        let mut names: Vec<OsString> = Vec::new();
+        let mut at = Arc::clone(node);
+        let mut redirect = own.cloned();
+        while at.id != ROOT_ID {
+            match redirect {
+                Some(Redirect::Absolute(path)) => {
+                    names.extend(path.into_iter().rev());
+                    break;
+                }
+                Some(Redirect::Relative(name)) => names.push(name),
+                None => names.push(at.place.read().name.to_os_string()),
+            }
+            let parent = at.place.read().parent.clone().ok_or(Errno::STALE)?;
+            at = parent;
+            redirect = at.dir.as_deref().and_then(|d| d.redirect.lock().clone());
+        }
+        names.reverse();
+        Ok(names)
+    }
+
+    /// A directory that gets an entry with an origin is impure.
+    fn mark_if_origin(
+        &self,
+        node: &Node,
+        new_parent: &Node,
+        found: Option<&Found>,
+    ) -> Result<(), Errno> {
+        let Some(found) = found else { return Ok(()) };
+        let own = self.inos.map(dev_of(&found.stat), found.stat.stx_ino);
+        if node.dir.is_some() || own != node.id {
+            self.mark_impure(new_parent)?;
+        }
+        Ok(())
+    }
+
+    /// A directory in upper that shows as empty but holds whiteouts makes place for a really
+    /// empty one, so that a rename can replace it (`ovl_clear_empty`).
+    fn clear_out(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+        let fd = super::layer::open_names(dir, std::iter::once(name))?;
+        let list =
+            rustix::fs::openat(&fd, c".", super::layer::DIR_READ, rustix::fs::Mode::empty())?;
+        let mut any = false;
+        crate::sys::dir::read_all(list.as_fd(), |e| any |= e.name != "." && e.name != "..")?;
+        if !any {
+            return Ok(());
+        }
+        let before = stat_at(fd.as_fd(), OsStr::new(""))?;
+        let temp = upper.work.temp();
+        let work = upper.work.dir.as_fd();
+        rustix::fs::mkdirat(work, &temp.name, rustix::fs::Mode::RWXU)?;
+        self.copy_metadata(fd.as_fd(), OsStr::new(""), work, &temp.name)?;
+        self.make_opaque(work, &temp.name)?;
+        set_times(work, &temp.name, &before)?;
+        // `temp` is the old one after this, and goes with what is in it.
+        rustix::fs::renameat_with(work, &temp.name, dir, name, RenameFlags::EXCHANGE)
+    }
+
+    /// What a file that is about to be replaced needs: see unlink.
+    fn before_replaced(
+        &self,
+        upper: &Upper,
+        to: &End<'_>,
+        to_fd: BorrowedFd<'_>,
+        found: &Found,
+        place: &mut Place,
+    ) -> Result<Option<u32>, Errno> {
+        let shown = self.before_unlink(place, found)?;
+        let primary = is_at(place, to.parent, to.name);
+        let last = shown.is_none_or(|n| n <= 1);
+        if primary && found.upper_ino != 0 && (last || place.index().is_none()) {
+            self.keep_object(upper, to_fd, to.name, found, place)?;
+        }
+        Ok(shown)
+    }
+
+    fn after_replaced(
+        &self,
+        upper: &Upper,
+        to: &End<'_>,
+        found: &Found,
+        victim: &Node,
+        place: &mut Place,
+        shown: Option<u32>,
+    ) -> Result<Option<Arc<Node>>, Errno> {
+        self.after_unlink(upper, place.index(), found, shown)?;
+        if !is_at(place, to.parent, to.name) {
+            place.removed |= shown == Some(1);
+            return Ok(None);
+        }
+        let left = match shown {
+            Some(n) => n.saturating_sub(1),
+            None => self.names_left(victim.id, found),
+        };
+        place.removed = left == 0;
+        Ok(place.parent.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Side = Side {
+        is_dir: false,
+        merges: false,
+        covers: false,
+        parent_merges: true,
+    };
+    const DIR: Side = Side {
+        is_dir: true,
+        ..FILE
+    };
+
+    #[test]
+    fn a_file_leaves_a_whiteout_only_where_a_lower_shows() {
+        let plan =
+            |covers, slot| plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot);
+        assert_eq!(plan(false, Slot::Nothing).step, Step::Move);
+        assert_eq!(plan(true, Slot::Nothing).step, Step::MoveAndWhiteout);
+        assert_eq!(plan(true, Slot::File).step, Step::MoveAndWhiteout);
+        assert_eq!(plan(false, Slot::Whiteout).step, Step::Move);
+        assert_eq!(plan(true, Slot::Whiteout).source, Mark::None);
+    }
+
+    #[test]
+    fn a_directory_onto_a_whiteout_is_exchanged_with_it() {
+        let plan = |covers| {
+            plan_rename(
+                RenameMode::Replace,
+                Side { covers, ..DIR },
+                FILE,
+                Slot::Whiteout,
+            )
+        };
+        assert_eq!(plan(true).step, Step::ExchangeWhiteout);
+        assert_eq!(plan(false).step, Step::ExchangeAndDropWhiteout);
+    }
+
+    #[test]
+    fn a_merged_directory_gets_a_redirect_and_a_new_one_is_made_opaque() {
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
+        let plan = plan_rename(RenameMode::Replace, merged, FILE, Slot::Nothing);
+        assert_eq!(
+            (plan.source, plan.step),
+            (Mark::Redirect, Step::MoveAndWhiteout)
+        );
+        let plan = plan_rename(RenameMode::Replace, DIR, FILE, Slot::Nothing);
+        assert_eq!((plan.source, plan.step), (Mark::Opaque, Step::Move));
+        let pure = Side {
+            parent_merges: false,
+            ..FILE
+        };
+        let plan = plan_rename(RenameMode::NoReplace, DIR, pure, Slot::Nothing);
+        assert_eq!(plan.source, Mark::None);
+    }
+
+    #[test]
+    fn an_exchange_marks_both_and_leaves_no_whiteout() {
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
+        let plan = plan_rename(RenameMode::Exchange, merged, DIR, Slot::Dir);
+        assert_eq!(plan.source, Mark::Redirect);
+        assert_eq!(plan.target, Mark::Opaque);
+        assert_eq!(plan.step, Step::Exchange);
+    }
+}

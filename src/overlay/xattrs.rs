@@ -1,0 +1,132 @@
+//! Extended attributes and POSIX ACLs of the merged tree. The layers' own marks never show; a
+//! client's attributes of the same names are stored escaped, as the kernel does, so that overlays
+//! can be nested.
+
+use rustix::io::Errno;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+
+use super::Overlay;
+use super::copy_up::CopyData;
+use super::node::Node;
+use crate::sys::xattr::{self, SetFlags};
+
+/// fuse-overlayfs's own marks; not a client's business either.
+const FOREIGN_MARKS: &[u8] = b"user.fuseoverlayfs.";
+
+impl Overlay {
+    /// The name under which a client's attribute is stored; `None` for names that are nobody's.
+    fn stored_name(&self, name: &OsStr) -> Result<Option<CString>, Errno> {
+        let name = name.as_bytes();
+        if name.starts_with(FOREIGN_MARKS) {
+            return Ok(None);
+        }
+        let stored = self.ns.to_stored(name);
+        if stored.len() > 255 {
+            return Err(Errno::OPNOTSUPP);
+        }
+        CString::new(stored.into_owned())
+            .map(Some)
+            .map_err(|_| Errno::INVAL)
+    }
+
+    /// The value of an extended attribute, `None` if there is none.
+    ///
+    /// # Errors
+    /// `ESTALE`, and what the layer returns.
+    pub fn getxattr(&self, id: u64, name: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
+        let node = self.node(id)?;
+        let Some(key) = self.stored_name(name)? else {
+            return Ok(None);
+        };
+        self.with_object(&node, |dir, name| xattr::get_at(dir, name, &key))
+    }
+
+    /// The names of all extended attributes, each ended by a NUL. `trusted`: also those that only
+    /// privileged callers see.
+    ///
+    /// # Errors
+    /// As [`getxattr`](Self::getxattr).
+    pub fn listxattr(&self, id: u64, trusted: bool) -> Result<Vec<u8>, Errno> {
+        let node = self.node(id)?;
+        let stored = self.with_object(&node, xattr::list_at)?;
+        let mut shown = Vec::with_capacity(stored.len());
+        for name in stored.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            if name.starts_with(FOREIGN_MARKS) || (!trusted && name.starts_with(b"trusted.")) {
+                continue;
+            }
+            if let Some(name) = self.ns.to_shown(name) {
+                shown.extend_from_slice(&name);
+                shown.push(0);
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets an extended attribute, after a copy-up.
+    ///
+    /// # Errors
+    /// `EEXIST` and `ENODATA` by `flags`, `EPERM` for names that belong to overlay file systems,
+    /// `EROFS`, and what upper's file system returns.
+    pub fn setxattr(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: SetFlags,
+    ) -> Result<(), Errno> {
+        let node = self.node(id)?;
+        let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
+        self.ensure_upper(&node, CopyData::All)?;
+        self.with_object(&node, |dir, name| {
+            xattr::set_at(dir, name, &key, value, flags)
+        })?;
+        self.xattr_changed(&node, name);
+        Ok(())
+    }
+
+    /// Removes an extended attribute. Nothing is copied up for one that isn't there.
+    ///
+    /// # Errors
+    /// `ENODATA`, and as [`setxattr`](Self::setxattr).
+    pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<(), Errno> {
+        let node = self.node(id)?;
+        let key = self.stored_name(name)?.ok_or(Errno::NODATA)?;
+        if !node.place.read().has_upper() {
+            self.upper()?;
+            let there = self.with_object(&node, |dir, name| xattr::has_at(dir, name, &key))?;
+            if !there {
+                return Err(Errno::NODATA);
+            }
+        }
+        self.ensure_upper(&node, CopyData::All)?;
+        self.with_object(&node, |dir, name| xattr::remove_at(dir, name, &key))?;
+        self.xattr_changed(&node, name);
+        Ok(())
+    }
+
+    fn xattr_changed(&self, node: &Node, name: &OsStr) {
+        if let Some(dir) = &node.dir
+            && name == "system.posix_acl_default"
+        {
+            dir.default_acl.forget();
+        }
+    }
+
+    /// Takes the set-group-id bit away, as setting an access ACL does for somebody who is not in
+    /// the file's group.
+    ///
+    /// # Errors
+    /// What upper's file system returns.
+    pub fn drop_setgid(&self, id: u64) -> Result<(), Errno> {
+        let node = self.node(id)?;
+        self.ensure_upper(&node, CopyData::All)?;
+        self.with_object(&node, |dir, name| {
+            let mode = u32::from(super::attr::stat_at(dir, name)?.stx_mode);
+            if mode & 0o2000 == 0 {
+                return Ok(());
+            }
+            crate::sys::fs::chmod_at(dir, name, mode & 0o5777)
+        })
+    }
+}
