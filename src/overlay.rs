@@ -30,7 +30,9 @@ mod fds;
 mod file;
 mod index;
 mod inos;
+mod intern;
 mod layer;
+mod listing;
 mod lookup;
 mod metadata;
 pub mod mountinfo;
@@ -65,8 +67,8 @@ use crate::format::keys::Namespace;
 use fds::{FdCache, FdKey, PinBudget};
 use inos::InoMap;
 use layer::{DIR_PATH, DirFd, Layer, LowerLayers, open_names};
+use listing::ListingCache;
 use node::NodeTable;
-use readdir::ListingCache;
 use work::Work;
 
 /// The writable part of a mount.
