@@ -19,8 +19,8 @@ const XATTR_MAX: usize = 65536;
 pub struct Mounted {
     /// Its path in mountinfo.
     pub target: PathBuf,
-    /// The counters; `None`: the daemon does not answer.
-    pub stat: Option<Counters>,
+    /// The counters, or why the daemon did not tell them.
+    pub stat: Result<Counters, Errno>,
 }
 
 /// The daemon's counters.
@@ -49,19 +49,16 @@ pub fn find(path: &Path) -> Result<Mounted, Failure> {
     if !is_fuse(&info) {
         return Err(foreign());
     }
-    let stat = match read_counters(&info.mount_point) {
-        Ok(stat) => Some(stat),
+    let stat = read_counters(&info.mount_point);
+    let is_rovl = match stat {
+        Ok(_) => true,
         // A dead daemon can't say that it was rovl; its mount point can be taken away all the same.
-        Err(Errno::NOTCONN) if kind == "fuse.rovl" || kind == "fuse.fuse-overlayfs" => None,
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) if kind != "fuse.rovl" => {
-            return Err(foreign());
-        }
-        Err(errno) if kind == "fuse.rovl" => {
-            tracing::debug!("{STAT_XATTR}: {errno}");
-            None
-        }
-        Err(_) => return Err(foreign()),
+        Err(Errno::NOTCONN) => kind == "fuse.rovl" || kind == "fuse.fuse-overlayfs",
+        Err(_) => kind == "fuse.rovl",
     };
+    if !is_rovl {
+        return Err(foreign());
+    }
     Ok(Mounted {
         target: info.mount_point,
         stat,

@@ -1,8 +1,9 @@
 //! `rovl stat`: the live counters of a mount.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::{Failure, mounted, print};
@@ -21,17 +22,27 @@ pub struct StatArgs {
 /// Runs `rovl stat`.
 pub fn run(args: &StatArgs) -> Result<(), Failure> {
     let mounted = mounted::find(&args.merged)?;
-    let Some(counters) = mounted.stat else {
-        let shown = args.merged.display();
-        return Err(Failure::failed(format!(
-            "{shown} is a rovl mount, but its daemon does not answer; `rovl umount {shown}` takes it away"
-        )));
-    };
+    let counters = mounted
+        .stat
+        .map_err(|errno| unanswered(&args.merged, errno))?;
     if args.json {
         print(&format!("{}\n", counters.raw.trim_end()))
     } else {
         print(&table(&counters.fields))
     }
+}
+
+fn unanswered(merged: &Path, errno: Errno) -> Failure {
+    let shown = merged.display();
+    Failure::failed(match errno {
+        Errno::NOTCONN => format!(
+            "{shown} is a rovl mount whose daemon has died; `rovl umount {shown}` takes it away"
+        ),
+        Errno::ACCESS | Errno::PERM => {
+            format!("{shown} is a rovl mount of another user, who alone may look into it")
+        }
+        other => format!("{shown} is a rovl mount, but its daemon tells no counters: {other}"),
+    })
 }
 
 /// Names and values in two columns; lists get a line for each element, objects a line for each member.

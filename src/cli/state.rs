@@ -5,7 +5,7 @@
 //! and unmount, on which the session ends by itself; the second ends the process at once.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::daemon::Reporter;
 use super::{FAILED, Failure};
-use crate::fuse::mount::{self, MountError, MountRequest, MountedFd, UnmountError};
+use crate::fuse::mount::{self, MountError, MountInfo, MountRequest, MountedFd, UnmountError};
 use crate::sys::fs::{block_signals, wait_signal};
 
 /// SIGHUP, SIGINT, SIGTERM: the same numbers on all architectures.
@@ -23,12 +23,15 @@ const SIGNALS: [i32; 3] = [1, 2, 15];
 /// How long clients may keep an unmounted tree busy once a signal has asked for the end.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Our mount, as mountinfo shows it.
+/// Our mount. Ids and device numbers are used again as soon as it is gone, and the same place may be mounted
+/// again by another daemon while this one ends: only the unique id tells our mount from that one.
 #[derive(Clone, Debug)]
 struct Mount {
     target: PathBuf,
-    /// Device number of the file system, which no other one has as long as it lives.
-    device: Option<(u32, u32)>,
+    /// The id that no other mount ever gets, where the kernel has such ids.
+    unique: Option<u64>,
+    /// As mountinfo showed it after mounting.
+    info: Option<MountInfo>,
 }
 
 /// What is mounted by this process.
@@ -45,11 +48,12 @@ impl State {
     pub fn mount(&self, request: &MountRequest) -> Result<MountedFd, MountError> {
         let mut mount = self.mount.lock();
         let mounted = mount::mount(request)?;
-        // Mountinfo can be read without the daemon's help. Without it the path alone has to do.
+        // Neither needs the daemon, which does not answer yet.
         let info = mount::top_mount(&request.target).ok().flatten();
         *mount = Some(Mount {
             target: request.target.clone(),
-            device: info.filter(mount::is_fuse).map(|info| info.device),
+            unique: mount::unique_id(&request.target),
+            info: info.filter(mount::is_fuse),
         });
         Ok(mounted)
     }
@@ -75,27 +79,38 @@ impl State {
 impl Mount {
     /// Whether our mount is on top at its mount point.
     fn is_there(&self) -> bool {
-        match mount::top_mount(&self.target) {
-            Ok(Some(info)) => {
-                mount::is_fuse(&info) && self.device.is_none_or(|device| device == info.device)
-            }
-            Ok(None) => false,
-            Err(_) => true,
+        match (self.unique, &self.info) {
+            (Some(unique), _) => mount::unique_id(&self.target) == Some(unique),
+            (None, Some(info)) => mount::top_mount(&self.target)
+                .ok()
+                .flatten()
+                .is_some_and(|top| top == *info),
+            (None, None) => false,
         }
     }
 
+    /// Unmounts everything that shows our file system: bind mounts of it first, so that its device number
+    /// stays its own until the end.
     fn take_away(&self) -> Result<(), UnmountError> {
+        let mounts = mount::fuse_mounts().unwrap_or_default();
         if !self.is_there() {
-            return Ok(());
+            let covered = self.info.as_ref().is_some_and(|info| mounts.contains(info));
+            return if covered {
+                Err(UnmountError::Covered)
+            } else {
+                Ok(())
+            };
         }
-        let unmounted = match mount::unmount(&self.target, false) {
-            Err(UnmountError::Busy) => mount::unmount(&self.target, true),
-            other => other,
-        };
-        match unmounted {
-            Err(UnmountError::NotMounted) => Ok(()),
-            other => other,
+        let device = self.info.as_ref().map(|info| info.device);
+        let copies = mounts
+            .iter()
+            .filter(|mount| Some(mount.device) == device && mount.mount_point != self.target);
+        for copy in copies {
+            if let Err(error) = unmount_or_detach(&copy.mount_point) {
+                tracing::warn!("unmounting {}: {error}", copy.mount_point.display());
+            }
         }
+        unmount_or_detach(&self.target)
     }
 
     /// Has the kernel write back what it holds for this mount.
@@ -109,6 +124,17 @@ impl Mount {
         if let Err(errno) = synced {
             tracing::warn!("syncing {}: {errno}", self.target.display());
         }
+    }
+}
+
+fn unmount_or_detach(target: &Path) -> Result<(), UnmountError> {
+    let unmounted = match mount::unmount(target, false) {
+        Err(UnmountError::Busy) => mount::unmount(target, true),
+        other => other,
+    };
+    match unmounted {
+        Err(UnmountError::NotMounted) => Ok(()),
+        other => other,
     }
 }
 

@@ -53,6 +53,7 @@ fn daemon_of(mounted: &Mounted) -> Result<Option<(Pid, OwnedFd)>, Failure> {
     let pid = mounted
         .stat
         .as_ref()
+        .ok()
         .and_then(|stat| stat.fields.get("pid")?.as_i64());
     let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?)) else {
         return Ok(None);

@@ -2,7 +2,8 @@
 //! `fusermount3` elsewhere.
 //!
 //! Invariant: from [`mount`]'s return until the daemon has answered the kernel's INIT request, nothing may
-//! look at the mount point: it would wait for that answer. So nothing here does, after mounting.
+//! look at the mount point: it would wait for that answer. So nothing here does, after mounting, but for
+//! [`unique_id`], which asks the kernel alone.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt::Write as _;
@@ -13,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
@@ -373,6 +374,9 @@ pub enum UnmountError {
     /// Nothing is mounted there.
     #[error("it is not mounted")]
     NotMounted,
+    /// Something else is mounted on top of it.
+    #[error("another mount lies on top of it")]
+    Covered,
     /// The helper said no, or is not there.
     #[error("fusermount3 did not unmount it: {0}")]
     Helper(String),
@@ -442,6 +446,17 @@ fn top_of(mut mounts: Vec<MountInfo>, target: &Path) -> Option<MountInfo> {
     mounts
         .into_iter()
         .rfind(|mount| !covered.contains(&mount.id))
+}
+
+/// The id of the mount on top at `target`, which no other mount ever gets; `None` before Linux 6.8, and
+/// where the path leads nowhere. The only look at a mount point that a FUSE daemon has no part in: the kernel
+/// is asked for nothing that it does not know itself.
+pub fn unique_id(target: &Path) -> Option<u64> {
+    // rustix does not name it yet.
+    let unique = StatxFlags::from_bits_retain(0x4000);
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, target, flags, unique).ok()?;
+    (stat.stx_mask & unique.bits() != 0).then_some(stat.stx_mnt_id)
 }
 
 /// Whether it is served by a FUSE daemon.

@@ -3,6 +3,8 @@
 //!
 //! A test crate takes it in with `mod support;`. `ROVL_TEST_SUBJECT` says what gets mounted: unset
 //! or `rovl`, `kernel` (overlayfs, the oracle), or the path of a fuse-overlayfs (a peer).
+//! `ROVL_TEST_OPTIONS` (comma-separated) is added to the options of each mount of the subject, to
+//! run the same tests over another data path.
 
 // Each test crate compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_imports, unreachable_pub)]
@@ -143,7 +145,10 @@ pub fn within<T: Send + 'static>(
 
 /// The option sets that choose each data path of the subject: the default first.
 pub fn data_paths() -> Vec<Vec<&'static str>> {
-    vec![vec![]]
+    match subject() {
+        Subject::Rovl => vec![vec![], vec!["passthrough=on"], vec!["writeback=on"]],
+        _ => vec![vec![]],
+    }
 }
 
 /// The errno of a failed call, as a number; 0 for success.

@@ -58,13 +58,20 @@ impl Subject {
         options: &[&str],
         writable: bool,
     ) -> Result<Mounted, String> {
+        let more = std::env::var("ROVL_TEST_OPTIONS").unwrap_or_default();
+        let with_more: Vec<&str> = more
+            .split(',')
+            .filter(|option| !option.is_empty())
+            .chain(options.iter().copied())
+            .collect();
         match self {
+            // The kernel is a second opinion in many tests of others.
             Subject::Kernel => mount_kernel(layers, options, writable)?,
             Subject::Rovl => {
-                run_mounter(&rovl_bin(), &rovl_args(layers, options, writable))?;
+                run_mounter(&rovl_bin(), &rovl_args(layers, &with_more, writable))?;
             }
             Subject::FuseOverlayfs(program) => {
-                run_mounter(program, &fuse_overlayfs_args(layers, options, writable))?;
+                run_mounter(program, &fuse_overlayfs_args(layers, &with_more, writable))?;
             }
         }
         let mut mounted = Mounted {

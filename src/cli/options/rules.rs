@@ -36,78 +36,94 @@ pub fn complete(
     Ok(())
 }
 
+/// Two options that exclude each other.
+struct Conflict {
+    applies: fn(&MountOptions) -> bool,
+    one: &'static str,
+    /// `redirect_dir` stands for that option with its value.
+    other: &'static str,
+    why: &'static str,
+}
+
 /// The combinations that the kernel's overlayfs refuses (`ovl_fs_params_verify` in fs/overlayfs/params.c),
 /// and those that rovl can't do.
+const CONFLICTS: &[Conflict] = &[
+    Conflict {
+        applies: |o| {
+            makes_metacopies(o) && o.redirect_dir.is_some_and(|mode| mode != RedirectDir::On)
+        },
+        one: "metacopy=on",
+        other: "redirect_dir",
+        why: "a file with attributes only finds its data through a redirect once it is renamed",
+    },
+    Conflict {
+        applies: |o| o.verity && o.metacopy == Some(false),
+        one: "verity=on",
+        other: "metacopy=off",
+        why: "the digest is kept in the metacopy mark",
+    },
+    Conflict {
+        applies: |o| o.userxattr && makes_metacopies(o),
+        one: "userxattr",
+        other: "metacopy=on",
+        why: "any user could make a file show another file's data, the marks being user xattrs",
+    },
+    Conflict {
+        applies: |o| {
+            o.userxattr && matches!(o.redirect_dir, Some(RedirectDir::On | RedirectDir::Follow))
+        },
+        one: "userxattr",
+        other: "redirect_dir",
+        why: "any user could make a directory show another one, the marks being user xattrs",
+    },
+    Conflict {
+        applies: |o| o.userxattr && o.verity,
+        one: "userxattr",
+        other: "verity=on",
+        why: "any user could change the digests, the marks being user xattrs",
+    },
+    Conflict {
+        applies: |o| exports(o) && makes_metacopies(o),
+        one: "nfs_export=on",
+        other: "metacopy=on",
+        why: "a file handle can't be found again through a file that has attributes only",
+    },
+    Conflict {
+        applies: |o| exports(o) && o.index == Some(false) && o.upper.is_some(),
+        one: "nfs_export=on",
+        other: "index=off",
+        why: "file handles are found again through the index",
+    },
+    Conflict {
+        applies: |o| o.passthrough == Some(Passthrough::On) && o.writeback == Some(true),
+        one: "passthrough=on",
+        other: "writeback=on",
+        why: "the kernel does one of them on a connection, not both",
+    },
+];
+
+fn makes_metacopies(options: &MountOptions) -> bool {
+    options.metacopy == Some(true)
+}
+
+fn exports(options: &MountOptions) -> bool {
+    options.nfs_export == Some(true)
+}
+
+/// Refuses options that exclude each other.
 pub fn conflicts(options: &MountOptions) -> Result<(), OptionError> {
+    let Some(row) = CONFLICTS.iter().find(|row| (row.applies)(options)) else {
+        return Ok(());
+    };
     let redirect = options.redirect_dir.map(redirect_word);
-    let metacopy = options.metacopy == Some(true);
-    let nfs_export = options.nfs_export == Some(true);
-    let no_redirect = matches!(
-        options.redirect_dir,
-        Some(RedirectDir::Off | RedirectDir::Follow | RedirectDir::NoFollow)
-    );
-    let rows = [
-        (
-            metacopy && no_redirect,
-            "metacopy=on",
-            redirect.unwrap_or(""),
-            "a file with attributes only finds its data through a redirect once it is renamed",
-        ),
-        (
-            options.verity && options.metacopy == Some(false),
-            "verity=on",
-            "metacopy=off",
-            "the digest is kept in the metacopy mark",
-        ),
-        (
-            options.userxattr && metacopy,
-            "userxattr",
-            "metacopy=on",
-            "any user could make a file show another file's data, the marks being user xattrs",
-        ),
-        (
-            options.userxattr
-                && matches!(
-                    options.redirect_dir,
-                    Some(RedirectDir::On | RedirectDir::Follow)
-                ),
-            "userxattr",
-            redirect.unwrap_or(""),
-            "any user could make a directory show another one, the marks being user xattrs",
-        ),
-        (
-            options.userxattr && options.verity,
-            "userxattr",
-            "verity=on",
-            "any user could change the digests, the marks being user xattrs",
-        ),
-        (
-            nfs_export && metacopy,
-            "nfs_export=on",
-            "metacopy=on",
-            "a file handle can't be found again through a file that has attributes only",
-        ),
-        (
-            nfs_export && options.index == Some(false) && options.upper.is_some(),
-            "nfs_export=on",
-            "index=off",
-            "file handles are found again through the index",
-        ),
-        (
-            options.passthrough == Some(Passthrough::On) && options.writeback == Some(true),
-            "passthrough=on",
-            "writeback=on",
-            "the kernel does one of them on a connection, not both",
-        ),
-    ];
-    match rows.into_iter().find(|(applies, ..)| *applies) {
-        Some((_, one, other, why)) => Err(OptionError::Conflict {
-            one: one.to_owned(),
-            other: other.to_owned(),
-            why,
-        }),
-        None => Ok(()),
-    }
+    let other = redirect
+        .filter(|_| row.other == "redirect_dir")
+        .unwrap_or(row.other);
+    Err(OptionError::Conflict {
+        one: row.one.to_owned(),
+        other: other.to_owned(),
+        why: row.why,
+    })
 }
 
 /// What an option that is not implemented means for the tree.
@@ -118,6 +134,30 @@ enum Weight {
     Harmless,
 }
 
+/// An option that is understood but not done.
+type Missing = (
+    fn(&MountOptions) -> bool,
+    &'static str,
+    &'static str,
+    Weight,
+);
+
+#[rustfmt::skip]
+const MISSING: &[Missing] = &[
+    (|o| maps_ids(&o.uid_map), "uidmapping", "files would have the wrong owners", Weight::Changes),
+    (|o| maps_ids(&o.gid_map), "gidmapping", "files would have the wrong groups", Weight::Changes),
+    (|o| o.squash.uid.is_some(), "squash_to_uid", "files would have their own owners", Weight::Changes),
+    (|o| o.squash.gid.is_some(), "squash_to_gid", "files would have their own groups", Weight::Changes),
+    (|o| o.xattr_permissions != 0, "xattr_permissions", "owners and modes would be those on disk", Weight::Changes),
+    (|o| o.ino32, "ino32_t", "inode numbers would not fit 32 bits", Weight::Changes),
+    (exports, "nfs_export=on", "file handles would go stale at a remount", Weight::Changes),
+    (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
+    (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
+    (makes_metacopies, "metacopy=on", "data is copied up with the attributes", Weight::Harmless),
+    (|o| o.static_nlink, "static_nlink", "directories have the link counts of POSIX", Weight::Harmless),
+    (|o| o.uuid_on, "uuid=on", "statfs shows an id of this mount only", Weight::Harmless),
+];
+
 /// Refuses options that are understood but not done; the harmless ones get a warning in [`Dialect::Helper`]
 /// and are taken out.
 pub fn implemented(
@@ -125,85 +165,15 @@ pub fn implemented(
     dialect: Dialect,
     warnings: &mut Vec<String>,
 ) -> Result<(), OptionError> {
-    use Weight::{Changes, Harmless};
-    let rows: [(bool, &str, &'static str, Weight); 12] = [
-        (
-            maps_ids(&options.uid_map),
-            "uidmapping",
-            "files would have the wrong owners",
-            Changes,
-        ),
-        (
-            maps_ids(&options.gid_map),
-            "gidmapping",
-            "files would have the wrong groups",
-            Changes,
-        ),
-        (
-            options.squash.uid.is_some(),
-            "squash_to_uid",
-            "files would have their own owners",
-            Changes,
-        ),
-        (
-            options.squash.gid.is_some(),
-            "squash_to_gid",
-            "files would have their own groups",
-            Changes,
-        ),
-        (
-            options.xattr_permissions != 0,
-            "xattr_permissions",
-            "owners and modes would be those on disk",
-            Changes,
-        ),
-        (
-            options.ino32,
-            "ino32_t",
-            "inode numbers would not fit 32 bits",
-            Changes,
-        ),
-        (
-            options.nfs_export == Some(true),
-            "nfs_export=on",
-            "file handles would go stale at a remount",
-            Changes,
-        ),
-        (
-            options.verity,
-            "verity",
-            "file contents would not be verified",
-            Changes,
-        ),
-        (options.allow_root, "allow_root", "use allow_other", Changes),
-        (
-            options.metacopy == Some(true),
-            "metacopy=on",
-            "data is copied up with the attributes",
-            Harmless,
-        ),
-        (
-            options.static_nlink,
-            "static_nlink",
-            "directories have the link counts of POSIX",
-            Harmless,
-        ),
-        (
-            options.uuid_on,
-            "uuid=on",
-            "statfs shows an id of this mount only",
-            Harmless,
-        ),
-    ];
-    for (asked, name, why, weight) in rows {
-        match (asked, weight, dialect) {
+    for (asked, name, why, weight) in MISSING {
+        match (asked(options), weight, dialect) {
             (false, _, _) => {}
-            (true, Harmless, Dialect::Helper) => {
-                warnings.push(format!("mount option '{name}' ignored: {why}"))
+            (true, Weight::Harmless, Dialect::Helper) => {
+                warnings.push(format!("mount option '{name}' ignored: {why}"));
             }
             (true, _, _) => {
                 return Err(OptionError::NotImplemented {
-                    name: name.to_owned(),
+                    name: (*name).to_owned(),
                     why,
                 });
             }

@@ -1,0 +1,816 @@
+//! Runs operations on one mounted tree and says what came of each.
+//!
+//! The driver's thread is chrooted into the tree (so absolute symlinks and `..` stay inside),
+//! has its own umask, and switches its own effective ids.
+
+use std::fmt;
+use std::hash::Hasher;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec,
+    Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::model::{B, Fa, M, Nd, O, Op, Rn, Sk, T, Tm, Xf, pattern};
+use super::sys::{self, Map};
+use super::tree::{self, Attr, Fnv, Tree, Walker};
+
+/// Who runs operations: uid, gid, supplementary groups.
+pub const USERS: &[(u32, u32, &[u32])] = &[
+    (0, 0, &[]),
+    (1000, 1000, &[1000, 2000]),
+    (1001, 1001, &[1001]),
+];
+
+/// Slots for open files.
+pub const SLOTS: usize = 6;
+/// Slots for kept mappings.
+pub const MAPS: usize = 2;
+
+/// What the tree is to the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Subject,
+    Kernel,
+    Plain,
+}
+
+/// What came of an operation.
+#[derive(Clone, PartialEq)]
+pub enum Outcome {
+    Done,
+    Failed(Errno),
+    Number(u64),
+    /// Length, hash, first bytes.
+    Data(usize, u64, B),
+    Stat(Box<Attr>),
+    List(Vec<(B, FileType)>),
+    Names(Vec<B>),
+    Bytes(B),
+    Tree(TreeBox),
+    /// The slot is empty.
+    Skipped,
+    /// The subject must refuse this; not run elsewhere.
+    MustFail,
+    /// Wrong in itself, whatever the others say.
+    Broken(String),
+}
+
+/// A tree in an outcome; compared by [`tree::compare`], not by `==`.
+#[derive(Clone)]
+pub struct TreeBox(pub Box<Tree>);
+
+impl PartialEq for TreeBox {
+    fn eq(&self, other: &TreeBox) -> bool {
+        tree::compare(&self.0, &other.0, false, false).is_empty()
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Done => write!(f, "done"),
+            Outcome::Failed(errno) => write!(f, "{}", errno_name(*errno)),
+            Outcome::Number(n) => write!(f, "{n}"),
+            Outcome::Data(len, hash, head) => write!(f, "{len} bytes {head:?}… (hash {hash:016x})"),
+            Outcome::Stat(attr) => write!(
+                f,
+                "{:?} {:o} {}:{} rdev {:?} size {} nlink {} mtime {:?} ino {}",
+                attr.kind,
+                attr.mode,
+                attr.uid,
+                attr.gid,
+                attr.rdev,
+                attr.size,
+                attr.nlink,
+                attr.when,
+                attr.id.0
+            ),
+            Outcome::List(names) => write!(f, "{names:?}"),
+            Outcome::Names(names) => write!(f, "{names:?}"),
+            Outcome::Bytes(bytes) => write!(f, "{bytes:?}"),
+            Outcome::Tree(tree) => write!(f, "a tree of {} objects", tree.0.items.len()),
+            Outcome::Skipped => write!(f, "skipped"),
+            Outcome::MustFail => write!(f, "must be refused"),
+            Outcome::Broken(why) => write!(f, "BROKEN: {why}"),
+        }
+    }
+}
+
+/// The name of an errno.
+pub fn errno_name(errno: Errno) -> String {
+    let known = [
+        (Errno::PERM, "EPERM"),
+        (Errno::NOENT, "ENOENT"),
+        (Errno::IO, "EIO"),
+        (Errno::NXIO, "ENXIO"),
+        (Errno::BADF, "EBADF"),
+        (Errno::AGAIN, "EAGAIN"),
+        (Errno::ACCESS, "EACCES"),
+        (Errno::BUSY, "EBUSY"),
+        (Errno::EXIST, "EEXIST"),
+        (Errno::XDEV, "EXDEV"),
+        (Errno::NODEV, "ENODEV"),
+        (Errno::NOTDIR, "ENOTDIR"),
+        (Errno::ISDIR, "EISDIR"),
+        (Errno::INVAL, "EINVAL"),
+        (Errno::TXTBSY, "ETXTBSY"),
+        (Errno::FBIG, "EFBIG"),
+        (Errno::NOSPC, "ENOSPC"),
+        (Errno::SPIPE, "ESPIPE"),
+        (Errno::ROFS, "EROFS"),
+        (Errno::MLINK, "EMLINK"),
+        (Errno::PIPE, "EPIPE"),
+        (Errno::RANGE, "ERANGE"),
+        (Errno::NAMETOOLONG, "ENAMETOOLONG"),
+        (Errno::NOSYS, "ENOSYS"),
+        (Errno::NOTEMPTY, "ENOTEMPTY"),
+        (Errno::LOOP, "ELOOP"),
+        (Errno::NODATA, "ENODATA"),
+        (Errno::OPNOTSUPP, "EOPNOTSUPP"),
+        (Errno::STALE, "ESTALE"),
+        (Errno::NOTCONN, "ENOTCONN"),
+        (Errno::CONNABORTED, "ECONNABORTED"),
+        (Errno::FAULT, "EFAULT"),
+    ];
+    match known.iter().find(|(e, _)| *e == errno) {
+        Some((_, name)) => (*name).to_string(),
+        None => format!("errno {}", errno.raw_os_error()),
+    }
+}
+
+/// One tree with its open files. Lives on its own thread.
+pub struct Driver {
+    role: Role,
+    pub t0: i64,
+    outside: OwnedFd,
+    user: usize,
+    files: Vec<Option<OwnedFd>>,
+    maps: Vec<Option<Map>>,
+}
+
+type Res = Result<Outcome, Errno>;
+
+impl Driver {
+    /// Moves the calling thread, which ends with the driver, into `root`.
+    pub fn enter(root: &std::path::Path, role: Role, t0: i64) -> Result<Driver, Errno> {
+        sys::own_fs()?;
+        let outside = rustix::fs::openat(
+            CWD,
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        rustix::process::chroot(root)?;
+        rustix::process::chdir("/")?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let mut driver = Driver {
+            role,
+            t0,
+            outside,
+            user: 0,
+            files: Vec::new(),
+            maps: Vec::new(),
+        };
+        driver.files.resize_with(SLOTS, || None);
+        driver.maps.resize_with(MAPS, || None);
+        driver.set_user(0)?;
+        Ok(driver)
+    }
+
+    /// Closes everything and moves the thread out of the tree, so that it can be unmounted.
+    pub fn leave(mut self) -> Result<(), Errno> {
+        self.set_user(0)?;
+        self.maps.clear();
+        self.files.clear();
+        rustix::process::fchdir(&self.outside)?;
+        rustix::process::chroot(".")
+    }
+
+    fn set_user(&mut self, user: usize) -> Result<(), Errno> {
+        let (uid, gid, groups) = USERS[user];
+        let groups: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
+        rustix::thread::set_thread_res_uid(None, Uid::ROOT, None)?;
+        rustix::thread::set_thread_groups(&groups)?;
+        rustix::thread::set_thread_res_gid(None, Gid::from_raw(gid), None)?;
+        rustix::thread::set_thread_res_uid(None, Uid::from_raw(uid), None)?;
+        self.user = user;
+        Ok(())
+    }
+
+    /// Runs `f` as root.
+    pub fn as_root<X>(&mut self, f: impl FnOnce(&mut Driver) -> X) -> Result<X, Errno> {
+        let user = self.user;
+        if user == 0 {
+            return Ok(f(self));
+        }
+        self.set_user(0)?;
+        let result = f(self);
+        self.set_user(user)?;
+        Ok(result)
+    }
+
+    /// What a remount does to a process: nothing is open, root, the usual umask.
+    pub fn reset(&mut self) -> Result<(), Errno> {
+        self.set_user(0)?;
+        self.maps.iter_mut().for_each(|map| *map = None);
+        self.files.iter_mut().for_each(|file| *file = None);
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        Ok(())
+    }
+
+    /// The whole tree, read as root.
+    pub fn tree(&mut self) -> Result<Tree, Errno> {
+        self.as_root(|d| {
+            let root = tree::open_dir(CWD, b".")?;
+            Ok(Walker::new(d.t0, d.role == Role::Subject, d.role == Role::Plain).walk(root))
+        })?
+    }
+
+    /// Runs one operation.
+    pub fn run(&mut self, op: &Op) -> Outcome {
+        if self.role != Role::Subject && is_refused(op) {
+            return Outcome::MustFail;
+        }
+        match self.dispatch(op) {
+            Ok(outcome) => outcome,
+            Err(Errno::BADF) if uses_slot(op) && !self.slot_used(op) => Outcome::Skipped,
+            Err(errno) => Outcome::Failed(errno),
+        }
+    }
+
+    /// The slots that hold an open file, and those of them that were opened read-only.
+    pub fn open_slots(&self) -> (Vec<usize>, Vec<usize>) {
+        let open: Vec<usize> = (0..SLOTS).filter(|h| self.files[*h].is_some()).collect();
+        let read_only = |h: &usize| {
+            let flags = self.files[*h].as_ref().map(rustix::fs::fcntl_getfl);
+            matches!(flags, Some(Ok(flags)) if !flags.intersects(OFlags::WRONLY | OFlags::RDWR))
+        };
+        (open.clone(), open.into_iter().filter(read_only).collect())
+    }
+
+    /// Whether `op` is on an open file that has no name any more.
+    pub fn is_deleted(&self, op: &Op) -> bool {
+        let deleted = |h: usize| {
+            let attr = self.files[h].as_ref().map(|fd| fstat(fd, self.t0));
+            matches!(attr, Some(Ok(attr)) if attr.nlink == 0)
+        };
+        match op {
+            Op::CopyRange { from, to, .. } => deleted(*from) || deleted(*to),
+            _ => slot_of(op).is_some_and(deleted),
+        }
+    }
+
+    fn slot_used(&self, op: &Op) -> bool {
+        match op {
+            Op::CopyRange { from, to, .. } => {
+                self.files[*from].is_some() && self.files[*to].is_some()
+            }
+            Op::MmapRead(m) => self.maps[*m].is_some(),
+            _ => slot_of(op).is_some_and(|h| self.files[h].is_some()),
+        }
+    }
+
+    fn fd(&self, h: usize) -> Result<&OwnedFd, Errno> {
+        self.files[h].as_ref().ok_or(Errno::BADF)
+    }
+
+    fn dispatch(&mut self, op: &Op) -> Res {
+        match op {
+            Op::As(user) => done(self.set_user(*user)),
+            Op::Umask(mask) => {
+                rustix::process::umask(mode(*mask));
+                Ok(Outcome::Done)
+            }
+            Op::Open {
+                h,
+                path,
+                flags,
+                mode,
+            } => self.open(*h, path, *flags, *mode),
+            Op::Close(h) => {
+                self.fd(*h)?;
+                self.files[*h] = None;
+                Ok(Outcome::Done)
+            }
+            Op::Remount => done(self.reset()),
+            Op::Walk => Ok(Outcome::Tree(TreeBox(Box::new(self.tree()?)))),
+            Op::MmapKeep { .. } | Op::MmapRead(_) | Op::MmapWrite { .. } => self.mapping(op),
+            _ if uses_slot(op) => self.on_slot(op),
+            Op::Mknod {
+                path,
+                kind: Nd::NdChr(0, 0),
+                mode,
+            } if self.role == Role::Plain => self.plain_whiteout(path, *mode),
+            Op::Mkdir { .. }
+            | Op::Rmdir(_)
+            | Op::Unlink(_)
+            | Op::Symlink { .. }
+            | Op::Link { .. }
+            | Op::Mknod { .. }
+            | Op::Rename { .. } => names(op),
+            Op::List { path, stat } => self.list(path, *stat),
+            _ => self.on_path(op),
+        }
+    }
+
+    fn open(&mut self, h: usize, path: &B, flags: O, mode_bits: M) -> Res {
+        self.files[h] = None;
+        self.files[h] = Some(open_path(path, flags, mode_bits)?);
+        Ok(Outcome::Done)
+    }
+
+    fn on_slot(&mut self, op: &Op) -> Res {
+        match op {
+            Op::Read { h, len } => {
+                let mut buffer = vec![0; *len];
+                let n = rustix::io::read(self.fd(*h)?, &mut buffer[..])?;
+                Ok(data(&buffer[..n]))
+            }
+            Op::Pread { h, off, len } => {
+                let mut buffer = vec![0; *len];
+                let n = rustix::io::pread(self.fd(*h)?, &mut buffer[..], *off)?;
+                Ok(data(&buffer[..n]))
+            }
+            Op::Write { h, len, seed } => {
+                number(rustix::io::write(self.fd(*h)?, &pattern(*seed, *len)))
+            }
+            Op::Pwrite { h, off, len, seed } => number(rustix::io::pwrite(
+                self.fd(*h)?,
+                &pattern(*seed, *len),
+                *off,
+            )),
+            // What an offset in a directory means is the file system's affair.
+            Op::Seek { h, .. } if fstat(self.fd(*h)?, self.t0)?.kind == FileType::Directory => {
+                Ok(Outcome::Skipped)
+            }
+            Op::Seek { h, to } => seek(self.fd(*h)?, *to),
+            Op::Ftruncate { h, len } => done(rustix::fs::ftruncate(self.fd(*h)?, *len)),
+            Op::Fallocate { h, mode, off, len } => done(rustix::fs::fallocate(
+                self.fd(*h)?,
+                fallocate_flags(*mode),
+                *off,
+                *len,
+            )),
+            Op::CopyRange {
+                from,
+                to,
+                src,
+                dst,
+                len,
+            } => {
+                let (mut src, mut dst) = (*src, *dst);
+                let (from, to) = (self.fd(*from)?, self.fd(*to)?);
+                number(rustix::fs::copy_file_range(
+                    from,
+                    Some(&mut src),
+                    to,
+                    Some(&mut dst),
+                    *len,
+                ))
+            }
+            Op::Fstat(h) => {
+                let mut attr = fstat(self.fd(*h)?, self.t0)?;
+                if self.role == Role::Plain {
+                    attr.id.1 = tree::generation(self.fd(*h)?, b"", libc::AT_EMPTY_PATH)?;
+                }
+                Ok(Outcome::Stat(Box::new(attr)))
+            }
+            Op::Fchmod { h, mode: bits } => done(rustix::fs::fchmod(self.fd(*h)?, mode(*bits))),
+            Op::Fchown { h, uid, gid } => {
+                let (uid, gid) = ids(*uid, *gid);
+                done(rustix::fs::fchown(self.fd(*h)?, uid, gid))
+            }
+            Op::Futimens { h, atime, mtime } => done(rustix::fs::futimens(
+                self.fd(*h)?,
+                &timestamps(*atime, *mtime),
+            )),
+            Op::Fsetxattr { h, name, value } => done(rustix::fs::fsetxattr(
+                self.fd(*h)?,
+                &name[..],
+                value,
+                XattrFlags::empty(),
+            )),
+            Op::Fgetxattr { h, name } => {
+                let mut value = vec![0; 4096];
+                let n = rustix::fs::fgetxattr(self.fd(*h)?, &name[..], &mut value[..])?;
+                Ok(Outcome::Bytes(B(value[..n].to_vec())))
+            }
+            Op::Fsync { h, data: true } => done(rustix::fs::fdatasync(self.fd(*h)?)),
+            Op::Fsync { h, data: false } => done(rustix::fs::fsync(self.fd(*h)?)),
+            _ => Ok(Outcome::Broken(format!("{op:?} is no operation on a slot"))),
+        }
+    }
+
+    fn mapping(&mut self, op: &Op) -> Res {
+        match op {
+            Op::MmapKeep { h, m } => {
+                self.maps[*m] = None;
+                let fd = self.fd(*h)?;
+                let attr = fstat(fd, self.t0)?;
+                if attr.kind != FileType::RegularFile || attr.size == 0 {
+                    return Ok(Outcome::Skipped);
+                }
+                self.maps[*m] = Some(Map::new(fd.as_fd(), attr.size as usize, false)?);
+                Ok(Outcome::Done)
+            }
+            Op::MmapRead(m) => {
+                let map = self.maps[*m].as_ref().ok_or(Errno::BADF)?;
+                let size = fstat(&map.file, self.t0)?.size as usize;
+                Ok(data(&map.read(size)?))
+            }
+            Op::MmapWrite { h, off, len, seed } => {
+                let fd = self.fd(*h)?;
+                let attr = fstat(fd, self.t0)?;
+                if attr.kind != FileType::RegularFile || attr.size < off + *len as u64 {
+                    return Ok(Outcome::Skipped);
+                }
+                let map = Map::new(fd.as_fd(), *off as usize + len, true)?;
+                done(map.write(*off as usize, &pattern(*seed, *len)))
+            }
+            _ => Ok(Outcome::Broken(format!(
+                "{op:?} is no operation on a mapping"
+            ))),
+        }
+    }
+
+    fn on_path(&mut self, op: &Op) -> Res {
+        match op {
+            Op::Cat(path) => {
+                let fd = open_path(path, O(libc::O_RDONLY), M(0))?;
+                let mut all = Vec::new();
+                let mut buffer = vec![0; 1 << 16];
+                loop {
+                    let n = rustix::io::read(&fd, &mut buffer[..])?;
+                    if n == 0 {
+                        return Ok(data(&all));
+                    }
+                    all.extend_from_slice(&buffer[..n]);
+                }
+            }
+            Op::Put {
+                path,
+                flags,
+                mode,
+                off,
+                len,
+                seed,
+            } => {
+                let fd = open_path(path, *flags, *mode)?;
+                number(rustix::io::pwrite(fd, &pattern(*seed, *len), *off))
+            }
+            Op::Truncate { path, len } => done(sys::truncate(path, *len)),
+            Op::Readlink(path) => {
+                let target = rustix::fs::readlinkat(CWD, &path[..], Vec::new())?;
+                Ok(Outcome::Bytes(B(target.into_bytes())))
+            }
+            Op::Chmod { path, mode: bits } => done(rustix::fs::chmodat(
+                CWD,
+                &path[..],
+                mode(*bits),
+                AtFlags::empty(),
+            )),
+            Op::Chown {
+                path,
+                uid,
+                gid,
+                follow,
+            } => {
+                let (uid, gid) = ids(*uid, *gid);
+                done(rustix::fs::chownat(
+                    CWD,
+                    &path[..],
+                    uid,
+                    gid,
+                    at_flags(*follow),
+                ))
+            }
+            Op::Utimens {
+                path,
+                atime,
+                mtime,
+                follow,
+            } => done(rustix::fs::utimensat(
+                CWD,
+                &path[..],
+                &timestamps(*atime, *mtime),
+                at_flags(*follow),
+            )),
+            Op::Stat { path, follow } => {
+                let mut attr = tree::stat(CWD, path, self.t0, *follow)?;
+                if self.role == Role::Plain {
+                    let flags = if *follow { libc::AT_SYMLINK_FOLLOW } else { 0 };
+                    attr.id.1 = tree::generation(CWD, path, flags)?;
+                }
+                Ok(Outcome::Stat(Box::new(attr)))
+            }
+            Op::Access { path, mode } => done(access(path, *mode)),
+            Op::FsyncDir(path) => {
+                let dir = rustix::fs::openat(
+                    CWD,
+                    &path[..],
+                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    Mode::empty(),
+                )?;
+                done(rustix::fs::fsync(dir))
+            }
+            _ => xattr_op(op),
+        }
+    }
+
+    /// On the plain copy: everything that mknod of a whiteout checks, but nothing made.
+    fn plain_whiteout(&mut self, path: &[u8], bits: M) -> Res {
+        let parent = match path.iter().rposition(|c| *c == b'/') {
+            Some(slash) => &path[..slash],
+            None => b".",
+        };
+        let before = rustix::fs::statx(
+            CWD,
+            parent,
+            AtFlags::empty(),
+            rustix::fs::StatxFlags::BASIC_STATS,
+        )?;
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, mode(bits), 0)?;
+        let times = timestamps(
+            Tm::Omit,
+            Tm::At(T(before.stx_mtime.tv_sec, before.stx_mtime.tv_nsec)),
+        );
+        self.as_root(|_| {
+            rustix::fs::unlinkat(CWD, path, AtFlags::empty())?;
+            rustix::fs::utimensat(CWD, parent, &times, AtFlags::empty())
+        })??;
+        Err(Errno::PERM)
+    }
+
+    fn list(&mut self, path: &B, stat: bool) -> Res {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, &path[..], flags, Mode::empty())?;
+        let mut entries = tree::list(&dir)?;
+        entries.sort_by(|x, y| x.0.cmp(&y.0));
+        if stat && self.role == Role::Subject {
+            for (name, kind, ino) in entries.iter().filter(|x| &*x.0 != b"..") {
+                let Ok(attr) = tree::stat(&dir, name, self.t0, false) else {
+                    continue;
+                };
+                if attr.id.0 != *ino || attr.kind != *kind {
+                    let why = format!(
+                        "{name:?}: d_ino {ino} d_type {kind:?}, stat {} {:?}",
+                        attr.id.0, attr.kind
+                    );
+                    return Ok(Outcome::Broken(why));
+                }
+            }
+        }
+        Ok(Outcome::List(
+            entries.into_iter().map(|x| (x.0, x.1)).collect(),
+        ))
+    }
+}
+
+fn fstat(fd: &OwnedFd, t0: i64) -> Result<Attr, Errno> {
+    let mask = rustix::fs::StatxFlags::BASIC_STATS;
+    Ok(Attr::from_statx(
+        t0,
+        &rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, mask)?,
+    ))
+}
+
+fn open_path(path: &[u8], flags: O, mode_bits: M) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::from_bits_retain(flags.0 as u32)
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
+    rustix::fs::openat(CWD, path, flags, mode(mode_bits))
+}
+
+/// Operations that make, remove or move names.
+fn names(op: &Op) -> Res {
+    done(match op {
+        Op::Mkdir { path, mode: bits } => rustix::fs::mkdirat(CWD, &path[..], mode(*bits)),
+        Op::Rmdir(path) => rustix::fs::unlinkat(CWD, &path[..], AtFlags::REMOVEDIR),
+        Op::Unlink(path) => rustix::fs::unlinkat(CWD, &path[..], AtFlags::empty()),
+        Op::Symlink { target, path } => rustix::fs::symlinkat(&target[..], CWD, &path[..]),
+        Op::Link { from, to, follow } => {
+            let flags = if *follow {
+                AtFlags::SYMLINK_FOLLOW
+            } else {
+                AtFlags::empty()
+            };
+            rustix::fs::linkat(CWD, &from[..], CWD, &to[..], flags)
+        }
+        Op::Mknod {
+            path,
+            kind,
+            mode: bits,
+        } => {
+            let (kind, dev) = match *kind {
+                Nd::NdReg => (FileType::RegularFile, 0),
+                Nd::NdFifo => (FileType::Fifo, 0),
+                Nd::NdSock => (FileType::Socket, 0),
+                Nd::NdChr(major, minor) => {
+                    (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+                }
+                Nd::NdBlk(major, minor) => {
+                    (FileType::BlockDevice, rustix::fs::makedev(major, minor))
+                }
+            };
+            rustix::fs::mknodat(CWD, &path[..], kind, mode(*bits), dev)
+        }
+        Op::Rename { from, to, how } => {
+            let flags = match how {
+                Rn::RnPlain => RenameFlags::empty(),
+                Rn::RnNoReplace => RenameFlags::NOREPLACE,
+                Rn::RnExchange => RenameFlags::EXCHANGE,
+            };
+            rustix::fs::renameat_with(CWD, &from[..], CWD, &to[..], flags)
+        }
+        _ => return Ok(Outcome::Broken(format!("{op:?} is no operation on names"))),
+    })
+}
+
+fn xattr_op(op: &Op) -> Res {
+    match op {
+        Op::Setxattr {
+            path,
+            name,
+            value,
+            how,
+            follow,
+        } => {
+            let flags = match how {
+                Xf::XfAny => XattrFlags::empty(),
+                Xf::XfCreate => XattrFlags::CREATE,
+                Xf::XfReplace => XattrFlags::REPLACE,
+            };
+            done(match follow {
+                true => rustix::fs::setxattr(&path[..], &name[..], value, flags),
+                false => rustix::fs::lsetxattr(&path[..], &name[..], value, flags),
+            })
+        }
+        Op::Removexattr { path, name } => done(rustix::fs::lremovexattr(&path[..], &name[..])),
+        Op::Getxattr { path, name } => {
+            let mut value = vec![0; 4096];
+            let n = rustix::fs::lgetxattr(&path[..], &name[..], &mut value[..])?;
+            Ok(Outcome::Bytes(B(value[..n].to_vec())))
+        }
+        Op::Listxattr(path) => {
+            let mut names = vec![0u8; 16384];
+            let n = rustix::fs::llistxattr(&path[..], &mut names[..])?;
+            let mut list: Vec<B> = names[..n]
+                .split(|c| *c == 0)
+                .filter(|name| !name.is_empty())
+                .map(|name| B(name.to_vec()))
+                .collect();
+            list.sort();
+            Ok(Outcome::Names(list))
+        }
+        _ => Ok(Outcome::Broken(format!("{op:?} is not known"))),
+    }
+}
+
+/// Names that only the subject refuses (see the deviation `wh-name`).
+fn is_refused(op: &Op) -> bool {
+    let new = match op {
+        Op::Mkdir { path, .. } | Op::Mknod { path, .. } | Op::Symlink { path, .. } => path,
+        Op::Put { path, flags, .. } | Op::Open { path, flags, .. }
+            if flags.0 & libc::O_CREAT != 0 =>
+        {
+            path
+        }
+        Op::Rename { to, .. } | Op::Link { to, .. } => to,
+        _ => return false,
+    };
+    new.rsplit(|c| *c == b'/')
+        .next()
+        .is_some_and(|name| name.starts_with(b".wh."))
+}
+
+/// The slot that an operation works on.
+pub fn slot_of(op: &Op) -> Option<usize> {
+    match op {
+        Op::Close(h)
+        | Op::Read { h, .. }
+        | Op::Pread { h, .. }
+        | Op::Write { h, .. }
+        | Op::Pwrite { h, .. }
+        | Op::Seek { h, .. }
+        | Op::Ftruncate { h, .. }
+        | Op::Fallocate { h, .. }
+        | Op::MmapWrite { h, .. }
+        | Op::MmapKeep { h, .. }
+        | Op::Fstat(h)
+        | Op::Fchmod { h, .. }
+        | Op::Fchown { h, .. }
+        | Op::Futimens { h, .. }
+        | Op::Fsetxattr { h, .. }
+        | Op::Fgetxattr { h, .. }
+        | Op::Fsync { h, .. } => Some(*h),
+        Op::CopyRange { to, .. } => Some(*to),
+        _ => None,
+    }
+}
+
+fn uses_slot(op: &Op) -> bool {
+    slot_of(op).is_some() || matches!(op, Op::MmapRead(_))
+}
+
+fn done(result: Result<(), Errno>) -> Res {
+    result.map(|()| Outcome::Done)
+}
+
+fn number(result: Result<usize, Errno>) -> Res {
+    result.map(|n| Outcome::Number(n as u64))
+}
+
+fn data(bytes: &[u8]) -> Outcome {
+    let mut hasher = Fnv::default();
+    hasher.write(bytes);
+    Outcome::Data(
+        bytes.len(),
+        hasher.finish(),
+        B(bytes[..bytes.len().min(12)].to_vec()),
+    )
+}
+
+fn mode(bits: M) -> Mode {
+    Mode::from_raw_mode(bits.0)
+}
+
+fn at_flags(follow: bool) -> AtFlags {
+    if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    }
+}
+
+/// `u32::MAX` leaves an id as it is.
+fn ids(uid: u32, gid: u32) -> (Option<Uid>, Option<Gid>) {
+    (
+        (uid != u32::MAX).then(|| Uid::from_raw(uid)),
+        (gid != u32::MAX).then(|| Gid::from_raw(gid)),
+    )
+}
+
+fn access(path: &[u8], bits: u32) -> Result<(), Errno> {
+    rustix::fs::accessat(
+        CWD,
+        path,
+        rustix::fs::Access::from_bits_retain(bits),
+        AtFlags::EACCESS,
+    )
+}
+
+fn seek(fd: &OwnedFd, to: Sk) -> Res {
+    let exact = match to {
+        Sk::SkSet(off) => SeekFrom::Start(off),
+        Sk::SkEnd(off) => SeekFrom::End(off),
+        Sk::SkCur(off) => SeekFrom::Current(off),
+        Sk::SkData(off) | Sk::SkHole(off) => {
+            let to = if matches!(to, Sk::SkData(_)) {
+                SeekFrom::Data(off)
+            } else {
+                SeekFrom::Hole(off)
+            };
+            // Where data ends is the file system's affair; that there is an end is not.
+            rustix::fs::seek(fd, to)?;
+            rustix::fs::seek(fd, SeekFrom::Start(off))?;
+            return Ok(Outcome::Done);
+        }
+    };
+    rustix::fs::seek(fd, exact).map(Outcome::Number)
+}
+
+fn fallocate_flags(mode: Fa) -> FallocateFlags {
+    match mode {
+        Fa::FaPlain => FallocateFlags::empty(),
+        Fa::FaKeep => FallocateFlags::KEEP_SIZE,
+        Fa::FaPunch => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        Fa::FaZero => FallocateFlags::ZERO_RANGE,
+        Fa::FaZeroKeep => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+    }
+}
+
+/// The two times of utimensat.
+pub fn timestamps(atime: Tm, mtime: Tm) -> Timestamps {
+    let spec = |time| match time {
+        Tm::At(T(tv_sec, ns)) => Timespec {
+            tv_sec,
+            tv_nsec: i64::from(ns),
+        },
+        Tm::Now => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Tm::Omit => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    };
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
+}

@@ -1,0 +1,337 @@
+//! File systems to put layers on, and the mounts that are compared.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::layers::Made;
+use super::model::Disk;
+
+/// The kernel's options: everything that rovl has on by default, so that most agrees.
+pub const KERNEL_OPTIONS: &str = "redirect_dir=on,index=on,metacopy=off,xino=auto";
+
+/// How long a command may take before it is called hung.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is tested.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    Rovl(PathBuf),
+    /// The kernel's overlayfs in rovl's place: checks the test itself.
+    Kernel,
+    /// Another program with fuse-overlayfs's command line.
+    Program(PathBuf),
+}
+
+impl Subject {
+    /// From `ROVL_DIFF_SUBJECT`; rovl without it.
+    pub fn from_env() -> Subject {
+        match std::env::var_os("ROVL_DIFF_SUBJECT") {
+            None => Subject::Rovl(PathBuf::from(env!("CARGO_BIN_EXE_rovl"))),
+            Some(name) if name == "kernel" => Subject::Kernel,
+            Some(path) => Subject::Program(path.into()),
+        }
+    }
+}
+
+/// The directories of an overlay.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    pub lowers: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    pub merged: PathBuf,
+}
+
+impl Dirs {
+    fn options(&self) -> OsString {
+        let mut options = OsString::from("lowerdir=");
+        for (i, lower) in self.lowers.iter().enumerate() {
+            if i > 0 {
+                options.push(":");
+            }
+            options.push(lower);
+        }
+        options.push(",upperdir=");
+        options.push(&self.upper);
+        options.push(",workdir=");
+        options.push(&self.work);
+        options
+    }
+}
+
+/// A mounted tree; dropping it detaches it.
+pub struct Mounted {
+    path: PathBuf,
+    subject: Option<Subject>,
+    live: bool,
+}
+
+/// nosuid and nodev are what FUSE mounts have.
+fn flags() -> MountFlags {
+    MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME
+}
+
+/// Mounts the kernel's overlayfs.
+pub fn kernel(dirs: &Dirs) -> Made<Mounted> {
+    let mut data = dirs.options();
+    data.push(",");
+    data.push(KERNEL_OPTIONS);
+    let data =
+        std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
+    rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str())
+        .map_err(|error| format!("kernel overlay mount {data:?}: {error}"))?;
+    Ok(Mounted {
+        path: dirs.merged.clone(),
+        subject: None,
+        live: true,
+    })
+}
+
+/// Mounts `from` on `to` with the flags that the overlays have.
+pub fn bind(from: &Path, to: &Path) -> Made<Mounted> {
+    rustix::mount::mount_bind(from, to)
+        .map_err(|error| format!("bind mount on {}: {error}", to.display()))?;
+    let mounted = Mounted {
+        path: to.to_path_buf(),
+        subject: None,
+        live: true,
+    };
+    rustix::mount::mount_remount(to, MountFlags::BIND | flags(), c"")
+        .map_err(|error| format!("remount {}: {error}", to.display()))?;
+    Ok(mounted)
+}
+
+/// Mounts the subject.
+pub fn subject(subject: &Subject, dirs: &Dirs) -> Made<Mounted> {
+    let mut command = match subject {
+        Subject::Kernel => return kernel(dirs),
+        Subject::Rovl(path) => {
+            let mut command = Command::new(path);
+            command.arg("mount");
+            command
+        }
+        Subject::Program(path) => Command::new(path),
+    };
+    command.arg("-o").arg(dirs.options()).arg(&dirs.merged);
+    run(&mut command)?;
+    if !is_mounted(&dirs.merged)? {
+        return Err(format!(
+            "{command:?} says that it mounted, but nothing is mounted"
+        ));
+    }
+    Ok(Mounted {
+        path: dirs.merged.clone(),
+        subject: Some(subject.clone()),
+        live: true,
+    })
+}
+
+impl Mounted {
+    /// Unmounts, and waits until the daemon is gone.
+    pub fn unmount(mut self) -> Made<()> {
+        match self.subject.clone() {
+            Some(Subject::Rovl(path)) => run(Command::new(path).arg("umount").arg(&self.path))?,
+            other => {
+                self.plain_unmount()?;
+                if matches!(other, Some(Subject::Program(_))) {
+                    wait_for("the daemon ends", || Ok(!daemon_lives(&self.path)))?;
+                }
+            }
+        }
+        if is_mounted(&self.path)? {
+            return Err(format!("{} is still mounted", self.path.display()));
+        }
+        self.live = false;
+        Ok(())
+    }
+
+    fn plain_unmount(&self) -> Made<()> {
+        wait_for("unmount", || {
+            match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
+                Ok(()) => Ok(true),
+                Err(Errno::BUSY) => Ok(false),
+                Err(error) => Err(format!("unmount {}: {error}", self.path.display())),
+            }
+        })
+    }
+
+    /// Aborts a FUSE connection that does not answer.
+    pub fn abort(&self) {
+        // EBUSY is usual: the drop that follows detaches the mount.
+        report(
+            "abort",
+            &self.path,
+            rustix::mount::unmount(&self.path, UnmountFlags::FORCE),
+        );
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.live {
+            self.abort();
+            report(
+                "detach",
+                &self.path,
+                rustix::mount::unmount(&self.path, UnmountFlags::DETACH),
+            );
+        }
+    }
+}
+
+/// Says what went wrong while cleaning up, where there is no one to return it to.
+fn report(what: &str, path: &Path, result: Result<(), Errno>) {
+    match result {
+        Ok(()) | Err(Errno::BUSY | Errno::INVAL) => {}
+        Err(error) => println!("{what} {}: {error}", path.display()),
+    }
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> Made<bool>) -> Made<()> {
+    let start = Instant::now();
+    while !ready()? {
+        if start.elapsed() > PATIENCE {
+            return Err(format!("{what}: not within {PATIENCE:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    Ok(())
+}
+
+/// Runs a command that must succeed. Its output goes to a file: a daemon may keep a pipe open.
+fn run(command: &mut Command) -> Made<()> {
+    let failed = |error: std::io::Error| format!("{command:?}: {error}");
+    let mut log = tempfile::tempfile().map_err(failed)?;
+    let copy = |log: &fs::File| log.try_clone().map(Stdio::from);
+    let mut child = match (copy(&log), copy(&log)) {
+        (Ok(out), Ok(err)) => command.stdin(Stdio::null()).stdout(out).stderr(err).spawn(),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+    .map_err(|error| format!("{command:?}: {error}"))?;
+    let mut status = None;
+    let waited = wait_for("a command", || {
+        status = child.try_wait().map_err(|error| error.to_string())?;
+        Ok(status.is_some())
+    });
+    if waited.is_err() {
+        // It may have just ended; then there is nothing to kill.
+        drop(child.kill());
+        drop(child.wait());
+    }
+    if let Some(status) = status
+        && status.success()
+    {
+        return Ok(());
+    }
+    let mut text = String::new();
+    let read = std::io::Seek::rewind(&mut log)
+        .and_then(|()| std::io::Read::read_to_string(&mut log, &mut text));
+    Err(format!(
+        "{command:?} failed ({status:?}): {text} {:?}",
+        read.err()
+    ))
+}
+
+fn is_mounted(path: &Path) -> Made<bool> {
+    let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let path = path.to_string_lossy();
+    Ok(table
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(&path)))
+}
+
+/// Whether a process has `path` among its arguments.
+fn daemon_lives(path: &Path) -> bool {
+    let wanted = path.as_os_str().as_encoded_bytes();
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
+    processes.flatten().any(|entry| {
+        fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
+            line.split(|byte| *byte == 0)
+                .any(|argument| argument == wanted)
+        })
+    })
+}
+
+/// The file systems of a test run. Dropping it unmounts and removes them.
+pub struct Disks {
+    base: PathBuf,
+    mounts: Vec<PathBuf>,
+}
+
+impl Disks {
+    /// ext4, XFS and tmpfs below a new directory of `/var/tmp`.
+    pub fn new() -> Made<Disks> {
+        let base = tempfile::Builder::new()
+            .prefix("rovl-diff.")
+            .tempdir_in("/var/tmp")
+            .map_err(|error| format!("/var/tmp: {error}"))?
+            .keep();
+        let mut disks = Disks {
+            base,
+            mounts: Vec::new(),
+        };
+        let tmpfs = disks.directory("tmpfs")?;
+        rustix::mount::mount(
+            "tmpfs",
+            &tmpfs,
+            "tmpfs",
+            MountFlags::empty(),
+            c"size=4g,mode=755",
+        )
+        .map_err(|error| format!("tmpfs: {error}"))?;
+        disks.mounts.push(tmpfs.clone());
+        for kind in ["ext4", "xfs"] {
+            let image = tmpfs.join(format!("{kind}.img"));
+            let file = fs::File::create(&image).map_err(|error| error.to_string())?;
+            file.set_len(1 << 30).map_err(|error| error.to_string())?;
+            let target = disks.directory(kind)?;
+            run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
+            run(Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&image)
+                .arg(&target))?;
+            disks.mounts.push(target);
+        }
+        Ok(disks)
+    }
+
+    fn directory(&self, name: &str) -> Made<PathBuf> {
+        let path = self.base.join(name);
+        fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Where the lowers and where the uppers of a case go.
+    pub fn places(&self, disk: Disk) -> (PathBuf, PathBuf) {
+        let (lower, upper) = match disk {
+            Disk::Ext4 => ("ext4", "ext4"),
+            Disk::Xfs => ("xfs", "xfs"),
+            Disk::Tmpfs => ("tmpfs", "tmpfs"),
+            Disk::Mixed => ("tmpfs", "ext4"),
+        };
+        (self.base.join(lower), self.base.join(upper))
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        for path in self.mounts.iter().rev() {
+            report(
+                "unmount",
+                path,
+                rustix::mount::unmount(path, UnmountFlags::DETACH),
+            );
+        }
+        if let Err(error) = fs::remove_dir_all(&self.base) {
+            println!("remove {}: {error}", self.base.display());
+        }
+    }
+}
