@@ -47,10 +47,18 @@ type Created = Result<(Arc<Node>, Attr), Errno>;
 
 impl Filesystem {
     pub(super) fn new(overlay: Arc<Overlay>, options: SessionOptions) -> Filesystem {
-        let seconds = options.timeout.and_then(|t| Duration::try_from_secs_f64(t).ok());
+        let seconds = options
+            .timeout
+            .and_then(|t| Duration::try_from_secs_f64(t).ok());
         let ttl = seconds.map_or(FOREVER, |t| t.min(FOREVER));
         let counts = RequestCounts::new();
-        Filesystem { overlay, options, ttl, counts, started: Instant::now() }
+        Filesystem {
+            overlay,
+            options,
+            ttl,
+            counts,
+            started: Instant::now(),
+        }
     }
 
     /// Counts the request and runs its answer. A panic would end the thread and in the end the
@@ -84,15 +92,19 @@ impl Filesystem {
         what: NewNode<'_>,
         (mode, umask): (u32, u32),
     ) -> Created {
-        let caller = Caller { uid: req.uid(), gid: req.gid(), umask };
+        let caller = Caller {
+            uid: req.uid(),
+            gid: req.gid(),
+            umask,
+        };
         // The kernel holds the directory locked and has just seen that the name is free.
-        self.overlay.create(&caller, parent.0, name, what, mode, true)
+        self.overlay
+            .create(&caller, parent.0, name, what, mode, true)
     }
 
     fn stat_json(&self) -> Vec<u8> {
         let mut map = serde_json::Map::new();
-        if let Ok(serde_json::Value::Object(core)) = serde_json::to_value(self.overlay.snapshot())
-        {
+        if let Ok(serde_json::Value::Object(core)) = serde_json::to_value(self.overlay.snapshot()) {
             map.extend(core);
         }
         let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count().saturating_sub(1));
@@ -150,7 +162,10 @@ impl fuser::Filesystem for Filesystem {
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        wanted.set(InitFlags::FUSE_POSIX_ACL, self.options.acl && self.options.xattrs);
+        wanted.set(
+            InitFlags::FUSE_POSIX_ACL,
+            self.options.acl && self.options.xattrs,
+        );
         wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.options.writeback);
         for flag in wanted.iter() {
             if let Err(missing) = config.add_capabilities(flag) {
@@ -169,10 +184,12 @@ impl fuser::Filesystem for Filesystem {
     }
 
     fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Request::lookup, || match self.overlay.lookup(parent.0, name) {
-            Ok(Some(found)) => self.entry(reply, Ok(found)),
-            Ok(None) => reply.entry(&self.ttl, &absent(), GENERATION),
-            Err(e) => reply.error(errno(e)),
+        self.serve(Request::lookup, || {
+            match self.overlay.lookup(parent.0, name) {
+                Ok(Some(found)) => self.entry(reply, Ok(found)),
+                Ok(None) => reply.entry(&self.ttl, &absent(), GENERATION),
+                Err(e) => reply.error(errno(e)),
+            }
         });
     }
 
@@ -187,7 +204,9 @@ impl fuser::Filesystem for Filesystem {
         _fh: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
-        self.serve(Request::getattr, || self.attr(reply, self.overlay.getattr(ino.0)));
+        self.serve(Request::getattr, || {
+            self.attr(reply, self.overlay.getattr(ino.0))
+        });
     }
 
     fn setattr(
@@ -251,7 +270,10 @@ impl fuser::Filesystem for Filesystem {
                 0o060_000 => NewNode::BlockDevice { major, minor },
                 _ => return reply.error(errno(Errno::INVAL)),
             };
-            self.entry(reply, self.create_node(req, parent, name, what, (mode, umask)));
+            self.entry(
+                reply,
+                self.create_node(req, parent, name, what, (mode, umask)),
+            );
         });
     }
 
@@ -265,16 +287,23 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyEntry,
     ) {
         self.serve(Request::mkdir, || {
-            self.entry(reply, self.create_node(req, parent, name, NewNode::Dir, (mode, umask)));
+            self.entry(
+                reply,
+                self.create_node(req, parent, name, NewNode::Dir, (mode, umask)),
+            );
         });
     }
 
     fn unlink(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Request::unlink, || reply_empty(reply, self.overlay.unlink(parent.0, name)));
+        self.serve(Request::unlink, || {
+            reply_empty(reply, self.overlay.unlink(parent.0, name))
+        });
     }
 
     fn rmdir(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Request::rmdir, || reply_empty(reply, self.overlay.rmdir(parent.0, name)));
+        self.serve(Request::rmdir, || {
+            reply_empty(reply, self.overlay.rmdir(parent.0, name))
+        });
     }
 
     fn symlink(
@@ -287,7 +316,10 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::symlink, || {
             let what = NewNode::Symlink(target.as_os_str());
-            self.entry(reply, self.create_node(req, parent, link_name, what, (0o777, 0)));
+            self.entry(
+                reply,
+                self.create_node(req, parent, link_name, what, (0o777, 0)),
+            );
         });
     }
 
@@ -308,7 +340,9 @@ impl fuser::Filesystem for Filesystem {
                 libc::RENAME_EXCHANGE => RenameMode::Exchange,
                 _ => return reply.error(errno(Errno::INVAL)),
             };
-            let done = self.overlay.rename(parent.0, name, newparent.0, newname, mode);
+            let done = self
+                .overlay
+                .rename(parent.0, name, newparent.0, newname, mode);
             reply_empty(reply, done);
         });
     }
@@ -409,7 +443,9 @@ impl fuser::Filesystem for Filesystem {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Request::fsync, || reply_empty(reply, self.overlay.sync(ino.0, datasync)));
+        self.serve(Request::fsync, || {
+            reply_empty(reply, self.overlay.sync(ino.0, datasync))
+        });
     }
 
     fn opendir(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -425,12 +461,17 @@ impl fuser::Filesystem for Filesystem {
         mut reply: ReplyDirectory,
     ) {
         self.serve(Request::readdir, || {
-            let done = self.overlay.readdir(ino.0, offset, &mut |e| {
-                match reply.add(INodeNo(e.ino), e.next, file_type(e.kind), e.name) {
+            let done = self
+                .overlay
+                .readdir(ino.0, offset, &mut |e| match reply.add(
+                    INodeNo(e.ino),
+                    e.next,
+                    file_type(e.kind),
+                    e.name,
+                ) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
-                }
-            });
+                });
             match done {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(e)),
@@ -454,7 +495,11 @@ impl fuser::Filesystem for Filesystem {
                         // The kernel takes no node for `.` and `..`; for others 0 is none.
                         let dots = e.name == "." || e.name == "..";
                         let ino = INodeNo(if dots { e.ino } else { 0 });
-                        fuser::FileAttr { ino, kind: file_type(e.kind), ..absent() }
+                        fuser::FileAttr {
+                            ino,
+                            kind: file_type(e.kind),
+                            ..absent()
+                        }
                     }
                 };
                 match reply.add(attr.ino, e.next, e.name, &self.ttl, &attr, GENERATION) {
@@ -477,7 +522,9 @@ impl fuser::Filesystem for Filesystem {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Request::fsyncdir, || reply_empty(reply, self.overlay.sync(ino.0, datasync)));
+        self.serve(Request::fsyncdir, || {
+            reply_empty(reply, self.overlay.sync(ino.0, datasync))
+        });
     }
 
     fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -593,7 +640,9 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyEmpty,
     ) {
         self.serve(Request::fallocate, || {
-            let done = self.overlay.fallocate(ino.0, mode.cast_unsigned(), offset, length);
+            let done = self
+                .overlay
+                .fallocate(ino.0, mode.cast_unsigned(), offset, length);
             reply_empty(reply, done);
         });
     }
@@ -638,7 +687,9 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyWrite,
     ) {
         self.serve(Request::copy_file_range, || {
-            let copied = self.overlay.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len);
+            let copied = self
+                .overlay
+                .copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len);
             match copied {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(errno(e)),

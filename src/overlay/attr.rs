@@ -109,7 +109,10 @@ impl Attr {
     /// Takes over what statx gave, under another inode number.
     pub(crate) fn from_statx(st: &Statx, ino: u64) -> Result<Attr, Errno> {
         let mode = u32::from(st.stx_mode);
-        let time = |t: rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
+        let time = |t: rustix::fs::StatxTimestamp| Timestamp {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec,
+        };
         Ok(Attr {
             ino,
             kind: Kind::from_mode(mode).ok_or(Errno::IO)?,
@@ -161,7 +164,10 @@ pub(crate) fn to_timespec(t: Option<SetTime>) -> TimeSpec {
     match t {
         None => TimeSpec::Omit,
         Some(SetTime::Now) => TimeSpec::Now,
-        Some(SetTime::At(t)) => TimeSpec::At { sec: t.sec, nsec: t.nsec },
+        Some(SetTime::At(t)) => TimeSpec::At {
+            sec: t.sec,
+            nsec: t.nsec,
+        },
     }
 }
 

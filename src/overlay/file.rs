@@ -127,7 +127,11 @@ impl Overlay {
         let node = self.file_node(id)?;
         let fd = self.read_fd(&node)?;
         // SEEK_DATA and SEEK_HOLE give the answer as result; the offset itself is nobody's.
-        let to = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+        let to = if hole {
+            SeekFrom::Hole(offset)
+        } else {
+            SeekFrom::Data(offset)
+        };
         rustix::fs::seek(&*fd, to)
     }
 
@@ -182,7 +186,11 @@ impl Overlay {
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => self.read_fd(&node)?,
                 Err(e) => return Err(e),
             };
-            return if data_only { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) };
+            return if data_only {
+                rustix::fs::fdatasync(&*fd)
+            } else {
+                rustix::fs::fsync(&*fd)
+            };
         }
         if node.kind == Kind::Dir && self.upper.is_some() {
             let fd = self.upper_dir_fd(&node)?;

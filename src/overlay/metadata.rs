@@ -94,7 +94,11 @@ impl Overlay {
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
             if node.kind != Kind::File {
-                return Err(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL });
+                return Err(if node.kind == Kind::Dir {
+                    Errno::ISDIR
+                } else {
+                    Errno::INVAL
+                });
             }
             let fd = self.write_fd(&node)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
@@ -124,8 +128,9 @@ impl Overlay {
     /// `EINVAL` if it isn't one.
     pub fn readlink(&self, id: u64) -> Result<OsString, Errno> {
         let node = self.node(id)?;
-        let target =
-            self.with_object(&node, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new()))?;
+        let target = self.with_object(&node, |dir, name| {
+            rustix::fs::readlinkat(dir, name, Vec::new())
+        })?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 

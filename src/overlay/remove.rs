@@ -23,7 +23,10 @@ pub(crate) fn lock_names<'a>(dirs: &[&'a Node]) -> NamesLocked<'a> {
     let mut dirs: SmallVec<[&'a Node; 3]> = dirs.iter().copied().collect();
     dirs.sort_by_key(|n| n.id);
     dirs.dedup_by_key(|n| n.id);
-    dirs.iter().filter_map(|n| n.dir.as_deref()).map(|d| d.names.write()).collect()
+    dirs.iter()
+        .filter_map(|n| n.dir.as_deref())
+        .map(|d| d.names.write())
+        .collect()
 }
 
 impl Overlay {
@@ -147,9 +150,14 @@ impl Overlay {
         let linked = found.stat.stx_nlink > 1 && self.config.index;
         if found.upper_ino == 0 && linked {
             let (dev, ino) = found.identity;
-            *self.unlinked_lowers.entry(self.inos.map(dev, ino)).or_insert(0) += 1;
+            *self
+                .unlinked_lowers
+                .entry(self.inos.map(dev, ino))
+                .or_insert(0) += 1;
         }
-        let (Some(hex), Some(shown)) = (index, shown) else { return Ok(()) };
+        let (Some(hex), Some(shown)) = (index, shown) else {
+            return Ok(());
+        };
         if shown <= 1 {
             let dir = upper.work.index.as_ref().ok_or(Errno::IO)?;
             return match rustix::fs::unlinkat(dir, hex, AtFlags::empty()) {
@@ -200,7 +208,13 @@ impl Overlay {
             }
         }
         let temp = upper.work.temp();
-        rustix::fs::linkat(dir, name, upper.work.dir.as_fd(), &temp.name, AtFlags::empty())?;
+        rustix::fs::linkat(
+            dir,
+            name,
+            upper.work.dir.as_fd(),
+            &temp.name,
+            AtFlags::empty(),
+        )?;
         place.extra_mut().parked = temp.name.to_str().map(Box::from);
         temp.published();
         Ok(())
@@ -280,14 +294,21 @@ impl Overlay {
         self.ensure_upper(parent, CopyData::All)?;
         let _locked = lock_names(&[parent, child]);
         let found = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
-        if self.find_live(parent, name, &found).is_none_or(|n| n.id != child.id) {
+        if self
+            .find_live(parent, name, &found)
+            .is_none_or(|n| n.id != child.id)
+        {
             return Err(Errno::NOENT); // replaced meanwhile
         }
         if !self.is_empty_locked(child)? {
             return Err(Errno::NOTEMPTY);
         }
         let fd = self.upper_dir_fd(parent)?;
-        let kept = if found.upper_ino != 0 { self.pin_dir(child)? } else { None };
+        let kept = if found.upper_ino != 0 {
+            self.pin_dir(child)?
+        } else {
+            None
+        };
         let covers = found.upper_ino == 0 || self.lower_has(parent, name)?;
         let mut place = child.place.write();
         self.take_dir(upper, fd.as_fd(), name, found.upper_ino != 0, covers)?;
@@ -302,7 +323,9 @@ impl Overlay {
 
     /// A descriptor that keeps a removed directory reachable for those who are in it.
     pub(crate) fn pin_dir(&self, node: &Node) -> Result<Option<Arc<Pin>>, Errno> {
-        let Some(slot) = self.pins.take() else { return Ok(None) };
+        let Some(slot) = self.pins.take() else {
+            return Ok(None);
+        };
         let fd = self.upper_dir_fd(node)?;
         let fd = rustix::fs::openat(fd.as_fd(), c".", super::layer::DIR_PATH, Mode::empty())?;
         Ok(Some(Arc::new(Pin::new(fd, slot))))

@@ -104,7 +104,11 @@ fn plan_rename(mode: RenameMode, source: Side, target: Side, slot: Slot) -> Plan
         (_, _, true) => Step::MoveAndWhiteout,
         (_, _, false) => Step::Move,
     };
-    Plan { source: mark(source, target), target: Mark::None, step }
+    Plan {
+        source: mark(source, target),
+        target: Mark::None,
+        step,
+    }
 }
 
 /// One of the two names of a rename, with what it stands for.
@@ -224,11 +228,7 @@ impl Overlay {
     }
 
     /// Resolves one end with everything locked.
-    fn look_again<'a>(
-        &self,
-        parent: &'a Arc<Node>,
-        name: &'a OsStr,
-    ) -> Result<End<'a>, Errno> {
+    fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
         let found = self.resolve(parent, name)?;
         let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
         let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
@@ -238,7 +238,13 @@ impl Overlay {
             covers: merges(parent) && self.lower_has(parent, name)?,
             parent_merges: merges(parent),
         };
-        Ok(End { parent, name, found, node, side })
+        Ok(End {
+            parent,
+            name,
+            found,
+            node,
+            side,
+        })
     }
 
     fn run_rename(
@@ -280,11 +286,13 @@ impl Overlay {
             RenameMode::Exchange => self.swap(upper, plan, &from, &to, (from_fd, to_fd))?,
             _ => self.move_over(upper, plan, &from, &to, (from_fd, to_fd), slot)?,
         };
-        self.listings.added(to.parent.id, to.name, self.ino_of(source), source.kind);
+        self.listings
+            .added(to.parent.id, to.name, self.ino_of(source), source.kind);
         match (&to.node, mode) {
             (Some(target), RenameMode::Exchange) => {
                 let ino = self.ino_of(target);
-                self.listings.added(from.parent.id, from.name, ino, target.kind);
+                self.listings
+                    .added(from.parent.id, from.name, ino, target.kind);
             }
             _ => self.listings.removed(from.parent.id, from.name),
         }
@@ -325,7 +333,13 @@ impl Overlay {
         {
             shown = self.before_replaced(upper, to, to_fd, found, place)?;
         }
-        self.step_on_disk(upper, plan.step, (from_fd, from.name), (to_fd, to.name), slot)?;
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            slot,
+        )?;
         if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place) {
             if v.dir.is_none() {
                 released.extend(self.after_replaced(upper, to, found, v, place, shown)?);
@@ -382,7 +396,13 @@ impl Overlay {
             let t = target.place.write();
             (source.place.write(), t)
         };
-        self.step_on_disk(upper, plan.step, (from_fd, from.name), (to_fd, to.name), Slot::Nothing)?;
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            Slot::Nothing,
+        )?;
         let mut released = Vec::new();
         released.extend(self.place_at(&mut s, to.parent, to.name, from));
         released.extend(self.place_at(&mut t, from.parent, from.name, to));
@@ -473,11 +493,7 @@ impl Overlay {
     }
 
     /// The path of a directory in the merged view of the lowers alone.
-    fn lower_path(
-        &self,
-        node: &Arc<Node>,
-        own: Option<&Redirect>,
-    ) -> Result<Vec<OsString>, Errno> {
+    fn lower_path(&self, node: &Arc<Node>, own: Option<&Redirect>) -> Result<Vec<OsString>, Errno> {
         let mut names: Vec<OsString> = Vec::new();
         let mut at = Arc::clone(node);
         let mut redirect = own.cloned();
@@ -515,19 +531,10 @@ impl Overlay {
 
     /// A directory in upper that shows as empty but holds whiteouts makes place for a really
     /// empty one, so that a rename can replace it (`ovl_clear_empty`).
-    fn clear_out(
-        &self,
-        upper: &Upper,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<(), Errno> {
+    fn clear_out(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
         let fd = super::layer::open_names(dir, std::iter::once(name))?;
-        let list = rustix::fs::openat(
-            &fd,
-            c".",
-            super::layer::DIR_READ,
-            rustix::fs::Mode::empty(),
-        )?;
+        let list =
+            rustix::fs::openat(&fd, c".", super::layer::DIR_READ, rustix::fs::Mode::empty())?;
         let mut any = false;
         crate::sys::dir::read_all(list.as_fd(), |e| any |= e.name != "." && e.name != "..")?;
         if !any {
@@ -589,15 +596,21 @@ impl Overlay {
 mod tests {
     use super::*;
 
-    const FILE: Side =
-        Side { is_dir: false, merges: false, covers: false, parent_merges: true };
-    const DIR: Side = Side { is_dir: true, ..FILE };
+    const FILE: Side = Side {
+        is_dir: false,
+        merges: false,
+        covers: false,
+        parent_merges: true,
+    };
+    const DIR: Side = Side {
+        is_dir: true,
+        ..FILE
+    };
 
     #[test]
     fn a_file_leaves_a_whiteout_only_where_a_lower_shows() {
-        let plan = |covers, slot| {
-            plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot)
-        };
+        let plan =
+            |covers, slot| plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot);
         assert_eq!(plan(false, Slot::Nothing).step, Step::Move);
         assert_eq!(plan(true, Slot::Nothing).step, Step::MoveAndWhiteout);
         assert_eq!(plan(true, Slot::File).step, Step::MoveAndWhiteout);
@@ -607,27 +620,47 @@ mod tests {
 
     #[test]
     fn a_directory_onto_a_whiteout_is_exchanged_with_it() {
-        let plan =
-            |covers| plan_rename(RenameMode::Replace, Side { covers, ..DIR }, FILE, Slot::Whiteout);
+        let plan = |covers| {
+            plan_rename(
+                RenameMode::Replace,
+                Side { covers, ..DIR },
+                FILE,
+                Slot::Whiteout,
+            )
+        };
         assert_eq!(plan(true).step, Step::ExchangeWhiteout);
         assert_eq!(plan(false).step, Step::ExchangeAndDropWhiteout);
     }
 
     #[test]
     fn a_merged_directory_gets_a_redirect_and_a_new_one_is_made_opaque() {
-        let merged = Side { merges: true, covers: true, ..DIR };
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
         let plan = plan_rename(RenameMode::Replace, merged, FILE, Slot::Nothing);
-        assert_eq!((plan.source, plan.step), (Mark::Redirect, Step::MoveAndWhiteout));
+        assert_eq!(
+            (plan.source, plan.step),
+            (Mark::Redirect, Step::MoveAndWhiteout)
+        );
         let plan = plan_rename(RenameMode::Replace, DIR, FILE, Slot::Nothing);
         assert_eq!((plan.source, plan.step), (Mark::Opaque, Step::Move));
-        let pure = Side { parent_merges: false, ..FILE };
+        let pure = Side {
+            parent_merges: false,
+            ..FILE
+        };
         let plan = plan_rename(RenameMode::NoReplace, DIR, pure, Slot::Nothing);
         assert_eq!(plan.source, Mark::None);
     }
 
     #[test]
     fn an_exchange_marks_both_and_leaves_no_whiteout() {
-        let merged = Side { merges: true, covers: true, ..DIR };
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
         let plan = plan_rename(RenameMode::Exchange, merged, DIR, Slot::Dir);
         assert_eq!(plan.source, Mark::Redirect);
         assert_eq!(plan.target, Mark::Opaque);

@@ -25,7 +25,9 @@ impl Overlay {
         if stored.len() > 255 {
             return Err(Errno::OPNOTSUPP);
         }
-        CString::new(stored.into_owned()).map(Some).map_err(|_| Errno::INVAL)
+        CString::new(stored.into_owned())
+            .map(Some)
+            .map_err(|_| Errno::INVAL)
     }
 
     /// The value of an extended attribute, `None` if there is none.
@@ -34,7 +36,9 @@ impl Overlay {
     /// `ESTALE`, and what the layer returns.
     pub fn getxattr(&self, id: u64, name: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
         let node = self.node(id)?;
-        let Some(key) = self.stored_name(name)? else { return Ok(None) };
+        let Some(key) = self.stored_name(name)? else {
+            return Ok(None);
+        };
         self.with_object(&node, |dir, name| xattr::get_at(dir, name, &key))
     }
 
@@ -74,7 +78,9 @@ impl Overlay {
         let node = self.node(id)?;
         let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
         self.ensure_upper(&node, CopyData::All)?;
-        self.with_object(&node, |dir, name| xattr::set_at(dir, name, &key, value, flags))?;
+        self.with_object(&node, |dir, name| {
+            xattr::set_at(dir, name, &key, value, flags)
+        })?;
         self.xattr_changed(&node, name);
         Ok(())
     }

@@ -68,7 +68,11 @@ pub const DEVIATIONS: &[Deviation] = &[
             seen.read_only
                 && matches!(
                     seen.op,
-                    Op::Read { .. } | Op::Pread { .. } | Op::MmapRead(_) | Op::MmapKeep { .. } | Op::Seek { .. }
+                    Op::Read { .. }
+                        | Op::Pread { .. }
+                        | Op::MmapRead(_)
+                        | Op::MmapKeep { .. }
+                        | Op::Seek { .. }
                 )
         },
     },
@@ -98,10 +102,15 @@ pub const DEVIATIONS: &[Deviation] = &[
         applies: |seen| {
             let name = match seen.op {
                 Op::Removexattr { name, .. } => name,
-                Op::Setxattr { name, value, .. } | Op::Fsetxattr { name, value, .. } if value.is_empty() => name,
+                Op::Setxattr { name, value, .. } | Op::Fsetxattr { name, value, .. }
+                    if value.is_empty() =>
+                {
+                    name
+                }
                 _ => return false,
             };
-            let harmless = |o: &Outcome| matches!(o, Outcome::Done | Outcome::Failed(Errno::NODATA));
+            let harmless =
+                |o: &Outcome| matches!(o, Outcome::Done | Outcome::Failed(Errno::NODATA));
             name.starts_with(b"system.posix_acl_") && harmless(seen.got) && harmless(seen.want)
         },
     },
@@ -130,7 +139,9 @@ const ENDS: &[End] = &[
         name: "kernel-acl-sgid",
         why: "a user changes an ACL, even one that is not there: set-gid may be cleared: not compared from there on",
         applies: |history, op| match op {
-            Op::Removexattr { name, .. } | Op::Setxattr { name, .. } | Op::Fsetxattr { name, .. } => {
+            Op::Removexattr { name, .. }
+            | Op::Setxattr { name, .. }
+            | Op::Fsetxattr { name, .. } => {
                 history.user != 0 && name.starts_with(b"system.posix_acl_")
             }
             _ => false,
@@ -148,7 +159,11 @@ struct ItemDeviation {
 const ITEM_DEVIATIONS: &[ItemDeviation] = &[ItemDeviation {
     name: "kernel-dir-mtime",
     why: "a rename that fails, or that moves a directory over a whiteout, changes a directory's mtime",
-    applies: |got, want| got.attr.kind == FileType::Directory && got.attr.when == When::Recent && got.attr.when != want.attr.when,
+    applies: |got, want| {
+        got.attr.kind == FileType::Directory
+            && got.attr.when == When::Recent
+            && got.attr.when != want.attr.when
+    },
 }];
 
 /// The deviation that explains two different objects of a tree; it is counted.
@@ -194,7 +209,9 @@ impl History {
     pub fn add(&mut self, op: &Op, outcome: &Outcome) {
         let done = *outcome == Outcome::Done;
         match op {
-            Op::Open { h, flags, .. } => self.files[*h] = done && flags.0 & libc::O_ACCMODE == libc::O_RDONLY,
+            Op::Open { h, flags, .. } => {
+                self.files[*h] = done && flags.0 & libc::O_ACCMODE == libc::O_RDONLY
+            }
             Op::MmapKeep { h, m } => self.maps[*m] = done && self.files[*h],
             Op::As(user) => self.user = *user,
             Op::Remount => *self = History::default(),
@@ -211,7 +228,9 @@ static COUNTS: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new()
 /// The deviation that explains a difference; it is counted.
 pub fn explain(seen: &Seen<'_>, kernel: bool) -> Option<&'static str> {
     let mine = if kernel { Who::Kernel } else { Who::Rovl };
-    let found = DEVIATIONS.iter().find(|d| (d.who == Who::Both || d.who == mine) && (d.applies)(seen))?;
+    let found = DEVIATIONS
+        .iter()
+        .find(|d| (d.who == Who::Both || d.who == mine) && (d.applies)(seen))?;
     count(found.name);
     Some(found.name)
 }
@@ -225,7 +244,9 @@ pub fn count(name: &'static str) {
 
 /// How often each deviation was met.
 pub fn report() -> String {
-    let Ok(counts) = COUNTS.lock() else { return String::new() };
+    let Ok(counts) = COUNTS.lock() else {
+        return String::new();
+    };
     let line = |(name, n): (&&str, &usize)| {
         let all = DEVIATIONS.iter().map(|d| (d.name, d.why));
         let all = all.chain(ENDS.iter().map(|d| (d.name, d.why)));

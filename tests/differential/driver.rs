@@ -8,8 +8,8 @@ use std::hash::Hasher;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
-    XattrFlags,
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec,
+    Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -18,7 +18,11 @@ use super::sys::{self, Map};
 use super::tree::{self, Attr, Fnv, Tree, Walker};
 
 /// Who runs operations: uid, gid, supplementary groups.
-pub const USERS: &[(u32, u32, &[u32])] = &[(0, 0, &[]), (1000, 1000, &[1000, 2000]), (1001, 1001, &[1001])];
+pub const USERS: &[(u32, u32, &[u32])] = &[
+    (0, 0, &[]),
+    (1000, 1000, &[1000, 2000]),
+    (1001, 1001, &[1001]),
+];
 
 /// Slots for open files.
 pub const SLOTS: usize = 6;
@@ -74,7 +78,15 @@ impl fmt::Debug for Outcome {
             Outcome::Stat(attr) => write!(
                 f,
                 "{:?} {:o} {}:{} rdev {:?} size {} nlink {} mtime {:?} ino {}",
-                attr.kind, attr.mode, attr.uid, attr.gid, attr.rdev, attr.size, attr.nlink, attr.when, attr.id.0
+                attr.kind,
+                attr.mode,
+                attr.uid,
+                attr.gid,
+                attr.rdev,
+                attr.size,
+                attr.nlink,
+                attr.when,
+                attr.id.0
             ),
             Outcome::List(names) => write!(f, "{names:?}"),
             Outcome::Names(names) => write!(f, "{names:?}"),
@@ -145,11 +157,23 @@ impl Driver {
     /// Moves the calling thread, which ends with the driver, into `root`.
     pub fn enter(root: &std::path::Path, role: Role, t0: i64) -> Result<Driver, Errno> {
         sys::own_fs()?;
-        let outside = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let outside = rustix::fs::openat(
+            CWD,
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         rustix::process::chroot(root)?;
         rustix::process::chdir("/")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
-        let mut driver = Driver { role, t0, outside, user: 0, files: Vec::new(), maps: Vec::new() };
+        let mut driver = Driver {
+            role,
+            t0,
+            outside,
+            user: 0,
+            files: Vec::new(),
+            maps: Vec::new(),
+        };
         driver.files.resize_with(SLOTS, || None);
         driver.maps.resize_with(MAPS, || None);
         driver.set_user(0)?;
@@ -241,7 +265,9 @@ impl Driver {
 
     fn slot_used(&self, op: &Op) -> bool {
         match op {
-            Op::CopyRange { from, to, .. } => self.files[*from].is_some() && self.files[*to].is_some(),
+            Op::CopyRange { from, to, .. } => {
+                self.files[*from].is_some() && self.files[*to].is_some()
+            }
             Op::MmapRead(m) => self.maps[*m].is_some(),
             _ => slot_of(op).is_some_and(|h| self.files[h].is_some()),
         }
@@ -258,7 +284,12 @@ impl Driver {
                 rustix::process::umask(mode(*mask));
                 Ok(Outcome::Done)
             }
-            Op::Open { h, path, flags, mode } => self.open(*h, path, *flags, *mode),
+            Op::Open {
+                h,
+                path,
+                flags,
+                mode,
+            } => self.open(*h, path, *flags, *mode),
             Op::Close(h) => {
                 self.fd(*h)?;
                 self.files[*h] = None;
@@ -268,9 +299,11 @@ impl Driver {
             Op::Walk => Ok(Outcome::Tree(TreeBox(Box::new(self.tree()?)))),
             Op::MmapKeep { .. } | Op::MmapRead(_) | Op::MmapWrite { .. } => self.mapping(op),
             _ if uses_slot(op) => self.on_slot(op),
-            Op::Mknod { path, kind: Nd::NdChr(0, 0), mode } if self.role == Role::Plain => {
-                self.plain_whiteout(path, *mode)
-            }
+            Op::Mknod {
+                path,
+                kind: Nd::NdChr(0, 0),
+                mode,
+            } if self.role == Role::Plain => self.plain_whiteout(path, *mode),
             Op::Mkdir { .. }
             | Op::Rmdir(_)
             | Op::Unlink(_)
@@ -301,21 +334,42 @@ impl Driver {
                 let n = rustix::io::pread(self.fd(*h)?, &mut buffer[..], *off)?;
                 Ok(data(&buffer[..n]))
             }
-            Op::Write { h, len, seed } => number(rustix::io::write(self.fd(*h)?, &pattern(*seed, *len))),
-            Op::Pwrite { h, off, len, seed } => {
-                number(rustix::io::pwrite(self.fd(*h)?, &pattern(*seed, *len), *off))
+            Op::Write { h, len, seed } => {
+                number(rustix::io::write(self.fd(*h)?, &pattern(*seed, *len)))
             }
+            Op::Pwrite { h, off, len, seed } => number(rustix::io::pwrite(
+                self.fd(*h)?,
+                &pattern(*seed, *len),
+                *off,
+            )),
             // What an offset in a directory means is the file system's affair.
-            Op::Seek { h, .. } if fstat(self.fd(*h)?, self.t0)?.kind == FileType::Directory => Ok(Outcome::Skipped),
+            Op::Seek { h, .. } if fstat(self.fd(*h)?, self.t0)?.kind == FileType::Directory => {
+                Ok(Outcome::Skipped)
+            }
             Op::Seek { h, to } => seek(self.fd(*h)?, *to),
             Op::Ftruncate { h, len } => done(rustix::fs::ftruncate(self.fd(*h)?, *len)),
-            Op::Fallocate { h, mode, off, len } => {
-                done(rustix::fs::fallocate(self.fd(*h)?, fallocate_flags(*mode), *off, *len))
-            }
-            Op::CopyRange { from, to, src, dst, len } => {
+            Op::Fallocate { h, mode, off, len } => done(rustix::fs::fallocate(
+                self.fd(*h)?,
+                fallocate_flags(*mode),
+                *off,
+                *len,
+            )),
+            Op::CopyRange {
+                from,
+                to,
+                src,
+                dst,
+                len,
+            } => {
                 let (mut src, mut dst) = (*src, *dst);
                 let (from, to) = (self.fd(*from)?, self.fd(*to)?);
-                number(rustix::fs::copy_file_range(from, Some(&mut src), to, Some(&mut dst), *len))
+                number(rustix::fs::copy_file_range(
+                    from,
+                    Some(&mut src),
+                    to,
+                    Some(&mut dst),
+                    *len,
+                ))
             }
             Op::Fstat(h) => {
                 let mut attr = fstat(self.fd(*h)?, self.t0)?;
@@ -329,12 +383,16 @@ impl Driver {
                 let (uid, gid) = ids(*uid, *gid);
                 done(rustix::fs::fchown(self.fd(*h)?, uid, gid))
             }
-            Op::Futimens { h, atime, mtime } => {
-                done(rustix::fs::futimens(self.fd(*h)?, &timestamps(*atime, *mtime)))
-            }
-            Op::Fsetxattr { h, name, value } => {
-                done(rustix::fs::fsetxattr(self.fd(*h)?, &name[..], value, XattrFlags::empty()))
-            }
+            Op::Futimens { h, atime, mtime } => done(rustix::fs::futimens(
+                self.fd(*h)?,
+                &timestamps(*atime, *mtime),
+            )),
+            Op::Fsetxattr { h, name, value } => done(rustix::fs::fsetxattr(
+                self.fd(*h)?,
+                &name[..],
+                value,
+                XattrFlags::empty(),
+            )),
             Op::Fgetxattr { h, name } => {
                 let mut value = vec![0; 4096];
                 let n = rustix::fs::fgetxattr(self.fd(*h)?, &name[..], &mut value[..])?;
@@ -372,7 +430,9 @@ impl Driver {
                 let map = Map::new(fd.as_fd(), *off as usize + len, true)?;
                 done(map.write(*off as usize, &pattern(*seed, *len)))
             }
-            _ => Ok(Outcome::Broken(format!("{op:?} is no operation on a mapping"))),
+            _ => Ok(Outcome::Broken(format!(
+                "{op:?} is no operation on a mapping"
+            ))),
         }
     }
 
@@ -390,7 +450,14 @@ impl Driver {
                     all.extend_from_slice(&buffer[..n]);
                 }
             }
-            Op::Put { path, flags, mode, off, len, seed } => {
+            Op::Put {
+                path,
+                flags,
+                mode,
+                off,
+                len,
+                seed,
+            } => {
                 let fd = open_path(path, *flags, *mode)?;
                 number(rustix::io::pwrite(fd, &pattern(*seed, *len), *off))
             }
@@ -399,14 +466,38 @@ impl Driver {
                 let target = rustix::fs::readlinkat(CWD, &path[..], Vec::new())?;
                 Ok(Outcome::Bytes(B(target.into_bytes())))
             }
-            Op::Chmod { path, mode: bits } => done(rustix::fs::chmodat(CWD, &path[..], mode(*bits), AtFlags::empty())),
-            Op::Chown { path, uid, gid, follow } => {
+            Op::Chmod { path, mode: bits } => done(rustix::fs::chmodat(
+                CWD,
+                &path[..],
+                mode(*bits),
+                AtFlags::empty(),
+            )),
+            Op::Chown {
+                path,
+                uid,
+                gid,
+                follow,
+            } => {
                 let (uid, gid) = ids(*uid, *gid);
-                done(rustix::fs::chownat(CWD, &path[..], uid, gid, at_flags(*follow)))
+                done(rustix::fs::chownat(
+                    CWD,
+                    &path[..],
+                    uid,
+                    gid,
+                    at_flags(*follow),
+                ))
             }
-            Op::Utimens { path, atime, mtime, follow } => {
-                done(rustix::fs::utimensat(CWD, &path[..], &timestamps(*atime, *mtime), at_flags(*follow)))
-            }
+            Op::Utimens {
+                path,
+                atime,
+                mtime,
+                follow,
+            } => done(rustix::fs::utimensat(
+                CWD,
+                &path[..],
+                &timestamps(*atime, *mtime),
+                at_flags(*follow),
+            )),
             Op::Stat { path, follow } => {
                 let mut attr = tree::stat(CWD, path, self.t0, *follow)?;
                 if self.role == Role::Plain {
@@ -417,7 +508,12 @@ impl Driver {
             }
             Op::Access { path, mode } => done(access(path, *mode)),
             Op::FsyncDir(path) => {
-                let dir = rustix::fs::openat(CWD, &path[..], OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+                let dir = rustix::fs::openat(
+                    CWD,
+                    &path[..],
+                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    Mode::empty(),
+                )?;
                 done(rustix::fs::fsync(dir))
             }
             _ => xattr_op(op),
@@ -430,9 +526,17 @@ impl Driver {
             Some(slash) => &path[..slash],
             None => b".",
         };
-        let before = rustix::fs::statx(CWD, parent, AtFlags::empty(), rustix::fs::StatxFlags::BASIC_STATS)?;
+        let before = rustix::fs::statx(
+            CWD,
+            parent,
+            AtFlags::empty(),
+            rustix::fs::StatxFlags::BASIC_STATS,
+        )?;
         rustix::fs::mknodat(CWD, path, FileType::Fifo, mode(bits), 0)?;
-        let times = timestamps(Tm::Omit, Tm::At(T(before.stx_mtime.tv_sec, before.stx_mtime.tv_nsec)));
+        let times = timestamps(
+            Tm::Omit,
+            Tm::At(T(before.stx_mtime.tv_sec, before.stx_mtime.tv_nsec)),
+        );
         self.as_root(|_| {
             rustix::fs::unlinkat(CWD, path, AtFlags::empty())?;
             rustix::fs::utimensat(CWD, parent, &times, AtFlags::empty())
@@ -447,24 +551,37 @@ impl Driver {
         entries.sort_by(|x, y| x.0.cmp(&y.0));
         if stat && self.role == Role::Subject {
             for (name, kind, ino) in entries.iter().filter(|x| &*x.0 != b"..") {
-                let Ok(attr) = tree::stat(&dir, name, self.t0, false) else { continue };
+                let Ok(attr) = tree::stat(&dir, name, self.t0, false) else {
+                    continue;
+                };
                 if attr.id.0 != *ino || attr.kind != *kind {
-                    let why = format!("{name:?}: d_ino {ino} d_type {kind:?}, stat {} {:?}", attr.id.0, attr.kind);
+                    let why = format!(
+                        "{name:?}: d_ino {ino} d_type {kind:?}, stat {} {:?}",
+                        attr.id.0, attr.kind
+                    );
                     return Ok(Outcome::Broken(why));
                 }
             }
         }
-        Ok(Outcome::List(entries.into_iter().map(|x| (x.0, x.1)).collect()))
+        Ok(Outcome::List(
+            entries.into_iter().map(|x| (x.0, x.1)).collect(),
+        ))
     }
 }
 
 fn fstat(fd: &OwnedFd, t0: i64) -> Result<Attr, Errno> {
     let mask = rustix::fs::StatxFlags::BASIC_STATS;
-    Ok(Attr::from_statx(t0, &rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, mask)?))
+    Ok(Attr::from_statx(
+        t0,
+        &rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, mask)?,
+    ))
 }
 
 fn open_path(path: &[u8], flags: O, mode_bits: M) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::from_bits_retain(flags.0 as u32) | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = OFlags::from_bits_retain(flags.0 as u32)
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
     rustix::fs::openat(CWD, path, flags, mode(mode_bits))
 }
 
@@ -476,16 +593,28 @@ fn names(op: &Op) -> Res {
         Op::Unlink(path) => rustix::fs::unlinkat(CWD, &path[..], AtFlags::empty()),
         Op::Symlink { target, path } => rustix::fs::symlinkat(&target[..], CWD, &path[..]),
         Op::Link { from, to, follow } => {
-            let flags = if *follow { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
+            let flags = if *follow {
+                AtFlags::SYMLINK_FOLLOW
+            } else {
+                AtFlags::empty()
+            };
             rustix::fs::linkat(CWD, &from[..], CWD, &to[..], flags)
         }
-        Op::Mknod { path, kind, mode: bits } => {
+        Op::Mknod {
+            path,
+            kind,
+            mode: bits,
+        } => {
             let (kind, dev) = match *kind {
                 Nd::NdReg => (FileType::RegularFile, 0),
                 Nd::NdFifo => (FileType::Fifo, 0),
                 Nd::NdSock => (FileType::Socket, 0),
-                Nd::NdChr(major, minor) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
-                Nd::NdBlk(major, minor) => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+                Nd::NdChr(major, minor) => {
+                    (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+                }
+                Nd::NdBlk(major, minor) => {
+                    (FileType::BlockDevice, rustix::fs::makedev(major, minor))
+                }
             };
             rustix::fs::mknodat(CWD, &path[..], kind, mode(*bits), dev)
         }
@@ -503,7 +632,13 @@ fn names(op: &Op) -> Res {
 
 fn xattr_op(op: &Op) -> Res {
     match op {
-        Op::Setxattr { path, name, value, how, follow } => {
+        Op::Setxattr {
+            path,
+            name,
+            value,
+            how,
+            follow,
+        } => {
             let flags = match how {
                 Xf::XfAny => XattrFlags::empty(),
                 Xf::XfCreate => XattrFlags::CREATE,
@@ -523,8 +658,11 @@ fn xattr_op(op: &Op) -> Res {
         Op::Listxattr(path) => {
             let mut names = vec![0u8; 16384];
             let n = rustix::fs::llistxattr(&path[..], &mut names[..])?;
-            let mut list: Vec<B> =
-                names[..n].split(|c| *c == 0).filter(|name| !name.is_empty()).map(|name| B(name.to_vec())).collect();
+            let mut list: Vec<B> = names[..n]
+                .split(|c| *c == 0)
+                .filter(|name| !name.is_empty())
+                .map(|name| B(name.to_vec()))
+                .collect();
             list.sort();
             Ok(Outcome::Names(list))
         }
@@ -536,11 +674,17 @@ fn xattr_op(op: &Op) -> Res {
 fn is_refused(op: &Op) -> bool {
     let new = match op {
         Op::Mkdir { path, .. } | Op::Mknod { path, .. } | Op::Symlink { path, .. } => path,
-        Op::Put { path, flags, .. } | Op::Open { path, flags, .. } if flags.0 & libc::O_CREAT != 0 => path,
+        Op::Put { path, flags, .. } | Op::Open { path, flags, .. }
+            if flags.0 & libc::O_CREAT != 0 =>
+        {
+            path
+        }
         Op::Rename { to, .. } | Op::Link { to, .. } => to,
         _ => return false,
     };
-    new.rsplit(|c| *c == b'/').next().is_some_and(|name| name.starts_with(b".wh."))
+    new.rsplit(|c| *c == b'/')
+        .next()
+        .is_some_and(|name| name.starts_with(b".wh."))
 }
 
 /// The slot that an operation works on.
@@ -583,7 +727,11 @@ fn number(result: Result<usize, Errno>) -> Res {
 fn data(bytes: &[u8]) -> Outcome {
     let mut hasher = Fnv::default();
     hasher.write(bytes);
-    Outcome::Data(bytes.len(), hasher.finish(), B(bytes[..bytes.len().min(12)].to_vec()))
+    Outcome::Data(
+        bytes.len(),
+        hasher.finish(),
+        B(bytes[..bytes.len().min(12)].to_vec()),
+    )
 }
 
 fn mode(bits: M) -> Mode {
@@ -591,16 +739,28 @@ fn mode(bits: M) -> Mode {
 }
 
 fn at_flags(follow: bool) -> AtFlags {
-    if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
+    if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    }
 }
 
 /// `u32::MAX` leaves an id as it is.
 fn ids(uid: u32, gid: u32) -> (Option<Uid>, Option<Gid>) {
-    ((uid != u32::MAX).then(|| Uid::from_raw(uid)), (gid != u32::MAX).then(|| Gid::from_raw(gid)))
+    (
+        (uid != u32::MAX).then(|| Uid::from_raw(uid)),
+        (gid != u32::MAX).then(|| Gid::from_raw(gid)),
+    )
 }
 
 fn access(path: &[u8], bits: u32) -> Result<(), Errno> {
-    rustix::fs::accessat(CWD, path, rustix::fs::Access::from_bits_retain(bits), AtFlags::EACCESS)
+    rustix::fs::accessat(
+        CWD,
+        path,
+        rustix::fs::Access::from_bits_retain(bits),
+        AtFlags::EACCESS,
+    )
 }
 
 fn seek(fd: &OwnedFd, to: Sk) -> Res {
@@ -609,7 +769,11 @@ fn seek(fd: &OwnedFd, to: Sk) -> Res {
         Sk::SkEnd(off) => SeekFrom::End(off),
         Sk::SkCur(off) => SeekFrom::Current(off),
         Sk::SkData(off) | Sk::SkHole(off) => {
-            let to = if matches!(to, Sk::SkData(_)) { SeekFrom::Data(off) } else { SeekFrom::Hole(off) };
+            let to = if matches!(to, Sk::SkData(_)) {
+                SeekFrom::Data(off)
+            } else {
+                SeekFrom::Hole(off)
+            };
             // Where data ends is the file system's affair; that there is an end is not.
             rustix::fs::seek(fd, to)?;
             rustix::fs::seek(fd, SeekFrom::Start(off))?;
@@ -632,9 +796,21 @@ fn fallocate_flags(mode: Fa) -> FallocateFlags {
 /// The two times of utimensat.
 pub fn timestamps(atime: Tm, mtime: Tm) -> Timestamps {
     let spec = |time| match time {
-        Tm::At(T(tv_sec, ns)) => Timespec { tv_sec, tv_nsec: i64::from(ns) },
-        Tm::Now => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
-        Tm::Omit => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        Tm::At(T(tv_sec, ns)) => Timespec {
+            tv_sec,
+            tv_nsec: i64::from(ns),
+        },
+        Tm::Now => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Tm::Omit => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
     };
-    Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
 }

@@ -30,7 +30,10 @@ pub fn make(root: &Path, entries: &[Entry]) -> Made<()> {
     for entry in entries.iter().filter(|entry| !entry.path.is_empty()) {
         at("make", &join(root, &entry.path), node(root, entry))?;
     }
-    for entry in entries.iter().filter(|entry| !matches!(entry.node, Node::Whiteout | Node::Link(_))) {
+    for entry in entries
+        .iter()
+        .filter(|entry| !matches!(entry.node, Node::Whiteout | Node::Link(_)))
+    {
         let path = join(root, &entry.path);
         at("attributes of", &path, attributes(&path, entry))?;
     }
@@ -46,13 +49,19 @@ fn node(root: &Path, entry: &Entry) -> io::Result<()> {
     let path = join(root, &entry.path);
     let mode = Mode::from_raw_mode(0o600);
     let device = |kind, major, minor| {
-        rustix::fs::mknodat(CWD, &path, kind, mode, rustix::fs::makedev(major, minor)).map_err(io::Error::from)
+        rustix::fs::mknodat(CWD, &path, kind, mode, rustix::fs::makedev(major, minor))
+            .map_err(io::Error::from)
     };
     match &entry.node {
         Node::Dir => fs::create_dir(&path),
         Node::Opaque => {
             fs::create_dir(&path)?;
-            Ok(rustix::fs::lsetxattr(&path, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
+            Ok(rustix::fs::lsetxattr(
+                &path,
+                "trusted.overlay.opaque",
+                b"y",
+                XattrFlags::empty(),
+            )?)
         }
         Node::File(size, extents) => {
             let file = fs::File::create_new(&path)?;
@@ -74,7 +83,12 @@ fn node(root: &Path, entry: &Entry) -> io::Result<()> {
 fn attributes(path: &Path, entry: &Entry) -> io::Result<()> {
     own(path, entry.uid, entry.gid)?;
     if !matches!(entry.node, Node::Symlink(_)) {
-        rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(entry.mode.0), AtFlags::empty())?;
+        rustix::fs::chmodat(
+            CWD,
+            path,
+            Mode::from_raw_mode(entry.mode.0),
+            AtFlags::empty(),
+        )?;
     }
     for (name, value) in &entry.xattrs.0 {
         rustix::fs::lsetxattr(path, &name[..], value, XattrFlags::empty())?;
@@ -84,13 +98,24 @@ fn attributes(path: &Path, entry: &Entry) -> io::Result<()> {
 
 fn own(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    Ok(rustix::fs::chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::chownat(
+        CWD,
+        path,
+        uid,
+        gid,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Sets both times, also of a symlink.
 pub fn set_times(path: &Path, time: T) -> io::Result<()> {
     let times = timestamps(Tm::At(T(time.0 + 1, time.1)), Tm::At(time));
-    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Copies the tree `from` with everything that can be seen of it to the new directory `to`.
@@ -99,7 +124,10 @@ pub fn set_times(path: &Path, time: T) -> io::Result<()> {
 pub fn copy(from: &Path, to: &Path, hidden: &Path) -> Made<()> {
     at("mkdir", hidden, fs::create_dir(hidden))?;
     at("mkdir", to, fs::create_dir(to))?;
-    let mut copier = Copier { hidden: hidden.to_path_buf(), groups: HashMap::new() };
+    let mut copier = Copier {
+        hidden: hidden.to_path_buf(),
+        groups: HashMap::new(),
+    };
     copier.directory(from, to)?;
     for group in copier.groups.values() {
         for extra in group.seen..group.nlink {
@@ -132,12 +160,20 @@ impl Copier {
         for name in names {
             self.object(&from.join(&name), &to.join(&name))?;
         }
-        let attr = at("stat", from, tree::stat(CWD, from.as_os_str().as_bytes(), 0, false))?;
+        let attr = at(
+            "stat",
+            from,
+            tree::stat(CWD, from.as_os_str().as_bytes(), 0, false),
+        )?;
         self.attributes(from, to, &attr)
     }
 
     fn object(&mut self, from: &Path, to: &Path) -> Made<()> {
-        let attr = at("stat", from, tree::stat(CWD, from.as_os_str().as_bytes(), 0, false))?;
+        let attr = at(
+            "stat",
+            from,
+            tree::stat(CWD, from.as_os_str().as_bytes(), 0, false),
+        )?;
         if attr.kind == FileType::Directory {
             at("mkdir", to, fs::create_dir(to))?;
             return self.directory(from, to);
@@ -148,7 +184,12 @@ impl Copier {
             return at("link", to, fs::hard_link(&group.first, to));
         }
         if attr.nlink > 1 {
-            let group = Group { first: to.to_path_buf(), seen: 1, nlink: attr.nlink, number };
+            let group = Group {
+                first: to.to_path_buf(),
+                seen: 1,
+                nlink: attr.nlink,
+                number,
+            };
             self.groups.insert((attr.id.0, attr.dev), group);
         }
         at("copy", from, node_copy(from, to, &attr))?;
@@ -159,10 +200,18 @@ impl Copier {
         at("chown", to, own(to, attr.uid, attr.gid))?;
         if attr.kind != FileType::Symlink {
             let mode = Mode::from_raw_mode(attr.mode);
-            at("chmod", to, rustix::fs::chmodat(CWD, to, mode, AtFlags::empty()))?;
+            at(
+                "chmod",
+                to,
+                rustix::fs::chmodat(CWD, to, mode, AtFlags::empty()),
+            )?;
         }
         for (name, value) in at("xattrs of", from, tree::xattrs(from.as_os_str().as_bytes()))? {
-            at("setxattr", to, rustix::fs::lsetxattr(to, &name[..], &value, XattrFlags::empty()))?;
+            at(
+                "setxattr",
+                to,
+                rustix::fs::lsetxattr(to, &name[..], &value, XattrFlags::empty()),
+            )?;
         }
         at("times of", to, set_times(to, attr.mtime))
     }
@@ -186,7 +235,13 @@ fn node_copy(from: &Path, to: &Path, attr: &Attr) -> io::Result<()> {
         }
         kind => {
             let device = rustix::fs::makedev(attr.rdev.0, attr.rdev.1);
-            Ok(rustix::fs::mknodat(CWD, to, kind, Mode::from_raw_mode(0o600), device)?)
+            Ok(rustix::fs::mknodat(
+                CWD,
+                to,
+                kind,
+                Mode::from_raw_mode(0o600),
+                device,
+            )?)
         }
     }
 }
@@ -206,11 +261,23 @@ pub fn pin_times(root: &Path, t0: i64) -> Made<usize> {
 
 fn recent(root: &Path, t0: i64, path: &B) -> Made<Vec<(B, T)>> {
     let full = join(root, path);
-    let attr = at("stat", &full, tree::stat(CWD, full.as_os_str().as_bytes(), t0, false))?;
+    let attr = at(
+        "stat",
+        &full,
+        tree::stat(CWD, full.as_os_str().as_bytes(), t0, false),
+    )?;
     let mut out = Vec::new();
     if attr.when == tree::When::Recent {
-        let sum = path.iter().fold(7u32, |sum, c| sum.wrapping_mul(31).wrapping_add(u32::from(*c)));
-        out.push((path.clone(), T(1_000_000_000 + i64::from(sum % 100_000), sum % 1_000_000_000)));
+        let sum = path.iter().fold(7u32, |sum, c| {
+            sum.wrapping_mul(31).wrapping_add(u32::from(*c))
+        });
+        out.push((
+            path.clone(),
+            T(
+                1_000_000_000 + i64::from(sum % 100_000),
+                sum % 1_000_000_000,
+            ),
+        ));
     }
     if attr.kind == FileType::Directory {
         for entry in at("list", &full, fs::read_dir(&full))? {

@@ -16,7 +16,12 @@ impl fmt::Debug for B {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let long = self.0.len() > 40 && self.0.iter().all(|c| *c == self.0[0]);
         if long {
-            return write!(f, "B(vec![b'{}'; {}])", self.0[0].escape_ascii(), self.0.len());
+            return write!(
+                f,
+                "B(vec![b'{}'; {}])",
+                self.0[0].escape_ascii(),
+                self.0.len()
+            );
         }
         write!(f, "b(b\"{}\")", self.0.escape_ascii())
     }
@@ -71,7 +76,15 @@ impl fmt::Debug for Ext {
 
 /// The bytes that a write with this `seed` writes.
 pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(7).wrapping_add((i >> 8) as u8).wrapping_add(seed) | 1).collect()
+    (0..len)
+        .map(|i| {
+            (i as u8)
+                .wrapping_mul(7)
+                .wrapping_add((i >> 8) as u8)
+                .wrapping_add(seed)
+                | 1
+        })
+        .collect()
 }
 
 /// What an entry of a layer is.
@@ -108,7 +121,15 @@ pub struct Entry {
 /// An [`Entry`], in the order of its fields.
 #[allow(dead_code)] // used by pasted regression tests
 pub fn e(path: B, node: Node, mode: M, uid: u32, gid: u32, mtime: T, xattrs: L<(B, B)>) -> Entry {
-    Entry { path, node, mode, uid, gid, mtime, xattrs }
+    Entry {
+        path,
+        node,
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+    }
 }
 
 /// One operation. `h` is a slot of the table of open files.
@@ -117,53 +138,182 @@ pub enum Op {
     /// The following operations run as this user (an index in `driver::USERS`).
     As(usize),
     Umask(M),
-    Open { h: usize, path: B, flags: O, mode: M },
+    Open {
+        h: usize,
+        path: B,
+        flags: O,
+        mode: M,
+    },
     Close(usize),
-    Read { h: usize, len: usize },
-    Pread { h: usize, off: u64, len: usize },
-    Write { h: usize, len: usize, seed: u8 },
-    Pwrite { h: usize, off: u64, len: usize, seed: u8 },
-    Seek { h: usize, to: Sk },
-    Ftruncate { h: usize, len: u64 },
-    Fallocate { h: usize, mode: Fa, off: u64, len: u64 },
-    CopyRange { from: usize, to: usize, src: u64, dst: u64, len: usize },
+    Read {
+        h: usize,
+        len: usize,
+    },
+    Pread {
+        h: usize,
+        off: u64,
+        len: usize,
+    },
+    Write {
+        h: usize,
+        len: usize,
+        seed: u8,
+    },
+    Pwrite {
+        h: usize,
+        off: u64,
+        len: usize,
+        seed: u8,
+    },
+    Seek {
+        h: usize,
+        to: Sk,
+    },
+    Ftruncate {
+        h: usize,
+        len: u64,
+    },
+    Fallocate {
+        h: usize,
+        mode: Fa,
+        off: u64,
+        len: u64,
+    },
+    CopyRange {
+        from: usize,
+        to: usize,
+        src: u64,
+        dst: u64,
+        len: usize,
+    },
     /// Stores through a shared writable mapping.
-    MmapWrite { h: usize, off: u64, len: usize, seed: u8 },
+    MmapWrite {
+        h: usize,
+        off: u64,
+        len: usize,
+        seed: u8,
+    },
     /// Maps a whole file, shared, read-only, into slot `m`.
-    MmapKeep { h: usize, m: usize },
+    MmapKeep {
+        h: usize,
+        m: usize,
+    },
     /// Reads what mapping `m` shows now.
     MmapRead(usize),
     Fstat(usize),
-    Fchmod { h: usize, mode: M },
-    Fchown { h: usize, uid: u32, gid: u32 },
-    Futimens { h: usize, atime: Tm, mtime: Tm },
-    Fsetxattr { h: usize, name: B, value: B },
-    Fgetxattr { h: usize, name: B },
-    Fsync { h: usize, data: bool },
+    Fchmod {
+        h: usize,
+        mode: M,
+    },
+    Fchown {
+        h: usize,
+        uid: u32,
+        gid: u32,
+    },
+    Futimens {
+        h: usize,
+        atime: Tm,
+        mtime: Tm,
+    },
+    Fsetxattr {
+        h: usize,
+        name: B,
+        value: B,
+    },
+    Fgetxattr {
+        h: usize,
+        name: B,
+    },
+    Fsync {
+        h: usize,
+        data: bool,
+    },
     /// Open, read all, close.
     Cat(B),
     /// Open with these flags, write at an offset, close.
-    Put { path: B, flags: O, mode: M, off: u64, len: usize, seed: u8 },
-    Truncate { path: B, len: u64 },
-    Mkdir { path: B, mode: M },
+    Put {
+        path: B,
+        flags: O,
+        mode: M,
+        off: u64,
+        len: usize,
+        seed: u8,
+    },
+    Truncate {
+        path: B,
+        len: u64,
+    },
+    Mkdir {
+        path: B,
+        mode: M,
+    },
     Rmdir(B),
     Unlink(B),
-    Symlink { target: B, path: B },
+    Symlink {
+        target: B,
+        path: B,
+    },
     Readlink(B),
-    Link { from: B, to: B, follow: bool },
-    Mknod { path: B, kind: Nd, mode: M },
-    Rename { from: B, to: B, how: Rn },
-    Chmod { path: B, mode: M },
-    Chown { path: B, uid: u32, gid: u32, follow: bool },
-    Utimens { path: B, atime: Tm, mtime: Tm, follow: bool },
-    Setxattr { path: B, name: B, value: B, how: Xf, follow: bool },
-    Removexattr { path: B, name: B },
-    Getxattr { path: B, name: B },
+    Link {
+        from: B,
+        to: B,
+        follow: bool,
+    },
+    Mknod {
+        path: B,
+        kind: Nd,
+        mode: M,
+    },
+    Rename {
+        from: B,
+        to: B,
+        how: Rn,
+    },
+    Chmod {
+        path: B,
+        mode: M,
+    },
+    Chown {
+        path: B,
+        uid: u32,
+        gid: u32,
+        follow: bool,
+    },
+    Utimens {
+        path: B,
+        atime: Tm,
+        mtime: Tm,
+        follow: bool,
+    },
+    Setxattr {
+        path: B,
+        name: B,
+        value: B,
+        how: Xf,
+        follow: bool,
+    },
+    Removexattr {
+        path: B,
+        name: B,
+    },
+    Getxattr {
+        path: B,
+        name: B,
+    },
     Listxattr(B),
-    Stat { path: B, follow: bool },
-    Access { path: B, mode: u32 },
+    Stat {
+        path: B,
+        follow: bool,
+    },
+    Access {
+        path: B,
+        mode: u32,
+    },
     /// A listing; with `stat` each `d_ino` is compared with `st_ino`.
-    List { path: B, stat: bool },
+    List {
+        path: B,
+        stat: bool,
+    },
     FsyncDir(B),
     /// Compares the whole tree.
     Walk,
@@ -285,14 +435,24 @@ pub struct Case {
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Case {{\n    disk: Disk::{:?},\n    lowers: vec![", self.disk)?;
+        writeln!(
+            f,
+            "Case {{\n    disk: Disk::{:?},\n    lowers: vec![",
+            self.disk
+        )?;
         for layer in &self.lowers {
             writeln!(f, "        vec![")?;
             for n in layer {
                 writeln!(
                     f,
                     "            e({:?}, {}, {:?}, {}, {}, {:?}, {:?}),",
-                    n.path, Named(&n.node, "Node::"), n.mode, n.uid, n.gid, n.mtime, n.xattrs
+                    n.path,
+                    Named(&n.node, "Node::"),
+                    n.mode,
+                    n.uid,
+                    n.gid,
+                    n.mtime,
+                    n.xattrs
                 )?;
             }
             writeln!(f, "        ],")?;

@@ -82,16 +82,26 @@ pub fn kernel(dirs: &Dirs) -> Made<Mounted> {
     let mut data = dirs.options();
     data.push(",");
     data.push(KERNEL_OPTIONS);
-    let data = std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
+    let data =
+        std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
     rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str())
         .map_err(|error| format!("kernel overlay mount {data:?}: {error}"))?;
-    Ok(Mounted { path: dirs.merged.clone(), subject: None, live: true })
+    Ok(Mounted {
+        path: dirs.merged.clone(),
+        subject: None,
+        live: true,
+    })
 }
 
 /// Mounts `from` on `to` with the flags that the overlays have.
 pub fn bind(from: &Path, to: &Path) -> Made<Mounted> {
-    rustix::mount::mount_bind(from, to).map_err(|error| format!("bind mount on {}: {error}", to.display()))?;
-    let mounted = Mounted { path: to.to_path_buf(), subject: None, live: true };
+    rustix::mount::mount_bind(from, to)
+        .map_err(|error| format!("bind mount on {}: {error}", to.display()))?;
+    let mounted = Mounted {
+        path: to.to_path_buf(),
+        subject: None,
+        live: true,
+    };
     rustix::mount::mount_remount(to, MountFlags::BIND | flags(), c"")
         .map_err(|error| format!("remount {}: {error}", to.display()))?;
     Ok(mounted)
@@ -111,9 +121,15 @@ pub fn subject(subject: &Subject, dirs: &Dirs) -> Made<Mounted> {
     command.arg("-o").arg(dirs.options()).arg(&dirs.merged);
     run(&mut command)?;
     if !is_mounted(&dirs.merged)? {
-        return Err(format!("{command:?} says that it mounted, but nothing is mounted"));
+        return Err(format!(
+            "{command:?} says that it mounted, but nothing is mounted"
+        ));
     }
-    Ok(Mounted { path: dirs.merged.clone(), subject: Some(subject.clone()), live: true })
+    Ok(Mounted {
+        path: dirs.merged.clone(),
+        subject: Some(subject.clone()),
+        live: true,
+    })
 }
 
 impl Mounted {
@@ -136,17 +152,23 @@ impl Mounted {
     }
 
     fn plain_unmount(&self) -> Made<()> {
-        wait_for("unmount", || match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::BUSY) => Ok(false),
-            Err(error) => Err(format!("unmount {}: {error}", self.path.display())),
+        wait_for("unmount", || {
+            match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
+                Ok(()) => Ok(true),
+                Err(Errno::BUSY) => Ok(false),
+                Err(error) => Err(format!("unmount {}: {error}", self.path.display())),
+            }
         })
     }
 
     /// Aborts a FUSE connection that does not answer.
     pub fn abort(&self) {
         // EBUSY is usual: the drop that follows detaches the mount.
-        report("abort", &self.path, rustix::mount::unmount(&self.path, UnmountFlags::FORCE));
+        report(
+            "abort",
+            &self.path,
+            rustix::mount::unmount(&self.path, UnmountFlags::FORCE),
+        );
     }
 }
 
@@ -154,7 +176,11 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if self.live {
             self.abort();
-            report("detach", &self.path, rustix::mount::unmount(&self.path, UnmountFlags::DETACH));
+            report(
+                "detach",
+                &self.path,
+                rustix::mount::unmount(&self.path, UnmountFlags::DETACH),
+            );
         }
     }
 }
@@ -204,23 +230,33 @@ fn run(command: &mut Command) -> Made<()> {
         return Ok(());
     }
     let mut text = String::new();
-    let read = std::io::Seek::rewind(&mut log).and_then(|()| std::io::Read::read_to_string(&mut log, &mut text));
-    Err(format!("{command:?} failed ({status:?}): {text} {:?}", read.err()))
+    let read = std::io::Seek::rewind(&mut log)
+        .and_then(|()| std::io::Read::read_to_string(&mut log, &mut text));
+    Err(format!(
+        "{command:?} failed ({status:?}): {text} {:?}",
+        read.err()
+    ))
 }
 
 fn is_mounted(path: &Path) -> Made<bool> {
     let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
     let path = path.to_string_lossy();
-    Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(&path)))
+    Ok(table
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(&path)))
 }
 
 /// Whether a process has `path` among its arguments.
 fn daemon_lives(path: &Path) -> bool {
     let wanted = path.as_os_str().as_encoded_bytes();
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
     processes.flatten().any(|entry| {
-        fs::read(entry.path().join("cmdline"))
-            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|argument| argument == wanted))
+        fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
+            line.split(|byte| *byte == 0)
+                .any(|argument| argument == wanted)
+        })
     })
 }
 
@@ -238,10 +274,19 @@ impl Disks {
             .tempdir_in("/var/tmp")
             .map_err(|error| format!("/var/tmp: {error}"))?
             .keep();
-        let mut disks = Disks { base, mounts: Vec::new() };
+        let mut disks = Disks {
+            base,
+            mounts: Vec::new(),
+        };
         let tmpfs = disks.directory("tmpfs")?;
-        rustix::mount::mount("tmpfs", &tmpfs, "tmpfs", MountFlags::empty(), c"size=4g,mode=755")
-            .map_err(|error| format!("tmpfs: {error}"))?;
+        rustix::mount::mount(
+            "tmpfs",
+            &tmpfs,
+            "tmpfs",
+            MountFlags::empty(),
+            c"size=4g,mode=755",
+        )
+        .map_err(|error| format!("tmpfs: {error}"))?;
         disks.mounts.push(tmpfs.clone());
         for kind in ["ext4", "xfs"] {
             let image = tmpfs.join(format!("{kind}.img"));
@@ -249,7 +294,10 @@ impl Disks {
             file.set_len(1 << 30).map_err(|error| error.to_string())?;
             let target = disks.directory(kind)?;
             run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
-            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&target))?;
+            run(Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&image)
+                .arg(&target))?;
             disks.mounts.push(target);
         }
         Ok(disks)
@@ -276,7 +324,11 @@ impl Disks {
 impl Drop for Disks {
     fn drop(&mut self) {
         for path in self.mounts.iter().rev() {
-            report("unmount", path, rustix::mount::unmount(path, UnmountFlags::DETACH));
+            report(
+                "unmount",
+                path,
+                rustix::mount::unmount(path, UnmountFlags::DETACH),
+            );
         }
         if let Err(error) = fs::remove_dir_all(&self.base) {
             println!("remove {}: {error}", self.base.display());

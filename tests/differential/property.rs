@@ -14,7 +14,10 @@ use super::shrink::Shrinker;
 use super::stats;
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 /// One sequence; the text of its failure if it fails.
@@ -28,8 +31,17 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
     };
     let mut case: Case = random::layers(&mut rng, disk);
     let before = if rng.chance(40) { 40 } else { 0 };
-    let failure = run(subject, disks, &mut case, Source::Random(&mut rng, before, ops)).err()?;
-    println!("seed {seed} fails ({}), shrinking:\n{}", failure.class, failure.text);
+    let failure = run(
+        subject,
+        disks,
+        &mut case,
+        Source::Random(&mut rng, before, ops),
+    )
+    .err()?;
+    println!(
+        "seed {seed} fails ({}), shrinking:\n{}",
+        failure.class, failure.text
+    );
     let shrink_time = Duration::from_secs(number("ROVL_DIFF_SHRINK", 90));
     let mut shrinker = Shrinker::new(subject, disks, case, failure, shrink_time);
     shrinker.shrink();
@@ -41,9 +53,19 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
 
 /// All sequences, several at a time. The texts of the failures.
 fn sequences(subject: &Subject, disks: &Disks) -> Vec<String> {
-    let (count, ops) = (number("ROVL_DIFF_SEQUENCES", 200), number("ROVL_DIFF_OPS", 500) as usize);
-    let (first, limit) = (number("ROVL_DIFF_SEED", 1), number("ROVL_DIFF_KEEP_GOING", 1) as usize);
-    let (next, failed, failures) = (AtomicU64::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (count, ops) = (
+        number("ROVL_DIFF_SEQUENCES", 200),
+        number("ROVL_DIFF_OPS", 500) as usize,
+    );
+    let (first, limit) = (
+        number("ROVL_DIFF_SEED", 1),
+        number("ROVL_DIFF_KEEP_GOING", 1) as usize,
+    );
+    let (next, failed, failures) = (
+        AtomicU64::new(0),
+        AtomicUsize::new(0),
+        Mutex::new(Vec::new()),
+    );
     std::thread::scope(|scope| {
         for _ in 0..number("ROVL_DIFF_JOBS", 2) {
             scope.spawn(|| {
@@ -70,8 +92,16 @@ fn random_operations_agree_with_the_kernel_and_a_plain_directory() {
     let disks = Disks::new().unwrap();
     let start = Instant::now();
     let failures = sequences(&subject, &disks);
-    println!("{subject:?}: {:?}; deviations:\n{}", start.elapsed(), deviations::report());
+    println!(
+        "{subject:?}: {:?}; deviations:\n{}",
+        start.elapsed(),
+        deviations::report()
+    );
     println!("operations on the plain copy:\n{}", stats::report());
     drop(disks);
-    assert!(failures.is_empty(), "{} sequences fail; the cases are above", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} sequences fail; the cases are above",
+        failures.len()
+    );
 }

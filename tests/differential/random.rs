@@ -48,12 +48,19 @@ const TIMES: &[T] = &[
     T(9_000_000_000, 1_000),
 ];
 
-const FILE_MODES: &[u32] = &[0o644, 0o644, 0o600, 0o755, 0o444, 0o666, 0o777, 0o4755, 0o2755, 0o6711, 0o1644, 0, 0o2644];
-const DIR_MODES: &[u32] = &[0o755, 0o755, 0o777, 0o777, 0o1777, 0o2775, 0o2777, 0o700, 0o750, 0o555, 0o711, 0o3777];
+const FILE_MODES: &[u32] = &[
+    0o644, 0o644, 0o600, 0o755, 0o444, 0o666, 0o777, 0o4755, 0o2755, 0o6711, 0o1644, 0, 0o2644,
+];
+const DIR_MODES: &[u32] = &[
+    0o755, 0o755, 0o777, 0o777, 0o1777, 0o2775, 0o2777, 0o700, 0o750, 0o555, 0o711, 0o3777,
+];
 const MASKS: &[u32] = &[0o022, 0o022, 0, 0o077, 0o027, 0o777];
 
 fn owner(rng: &mut Rng) -> (u32, u32) {
-    (*rng.pick(&[0, 0, 0, 1000, 1000, 1001, 70_000]), *rng.pick(&[0, 0, 1000, 1000, 1001, 2000, 65_534]))
+    (
+        *rng.pick(&[0, 0, 0, 1000, 1000, 1001, 70_000]),
+        *rng.pick(&[0, 0, 1000, 1000, 1001, 2000, 65_534]),
+    )
 }
 
 /// A random case without operations.
@@ -62,15 +69,29 @@ pub fn layers(rng: &mut Rng, disk: Disk) -> Case {
     let mut lowers = Vec::new();
     let count = *rng.pick(&[1, 1, 2, 2, 2, 3, 3, 4]);
     for level in 0..count {
-        let size = if level == 0 { 14 + rng.below(22) } else { 5 + rng.below(16) };
-        let mut maker = LayerMaker { rng, below: &mut below, entries: Vec::new(), own: BTreeMap::new() };
+        let size = if level == 0 {
+            14 + rng.below(22)
+        } else {
+            5 + rng.below(16)
+        };
+        let mut maker = LayerMaker {
+            rng,
+            below: &mut below,
+            entries: Vec::new(),
+            own: BTreeMap::new(),
+        };
         maker.root();
         for _ in 0..size {
             maker.step();
         }
         lowers.insert(0, maker.finish());
     }
-    Case { disk, lowers, before: Vec::new(), ops: Vec::new() }
+    Case {
+        disk,
+        lowers,
+        before: Vec::new(),
+        ops: Vec::new(),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,11 +112,17 @@ struct LayerMaker<'a> {
 }
 
 fn parent(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|c| *c == b'/').map_or(b"", |slash| &path[..slash])
+    path.iter()
+        .rposition(|c| *c == b'/')
+        .map_or(b"", |slash| &path[..slash])
 }
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() || dir == b"." { name.to_vec() } else { [dir, b"/", name].concat() }
+    if dir.is_empty() || dir == b"." {
+        name.to_vec()
+    } else {
+        [dir, b"/", name].concat()
+    }
 }
 
 impl LayerMaker<'_> {
@@ -113,9 +140,21 @@ impl LayerMaker<'_> {
         };
         self.own.insert(path.to_vec(), kind);
         let (uid, gid) = owner(self.rng);
-        let xattrs = if matches!(node, Node::Whiteout | Node::Link(_)) { Vec::new() } else { self.xattrs(&node) };
+        let xattrs = if matches!(node, Node::Whiteout | Node::Link(_)) {
+            Vec::new()
+        } else {
+            self.xattrs(&node)
+        };
         let mtime = *self.rng.pick(TIMES);
-        self.entries.push(Entry { path: B(path.to_vec()), node, mode: M(mode), uid, gid, mtime, xattrs: L(xattrs) });
+        self.entries.push(Entry {
+            path: B(path.to_vec()),
+            node,
+            mode: M(mode),
+            uid,
+            gid,
+            mtime,
+            xattrs: L(xattrs),
+        });
     }
 
     fn xattrs(&mut self, node: &Node) -> Vec<(B, B)> {
@@ -175,20 +214,35 @@ impl LayerMaker<'_> {
     fn fresh(&mut self) {
         let mut dirs: Vec<Vec<u8>> = vec![Vec::new()];
         let all = self.below.iter().chain(self.own.iter());
-        dirs.extend(all.filter(|(_, kind)| matches!(kind, Kind::Dir | Kind::Opaque)).map(|(path, _)| path.clone()));
+        dirs.extend(
+            all.filter(|(_, kind)| matches!(kind, Kind::Dir | Kind::Opaque))
+                .map(|(path, _)| path.clone()),
+        );
         let dir = self.rng.pick(&dirs).clone();
         let name = self.rng.pick(NAMES).to_vec();
         let path = join(&dir, &name);
         let depth = path.iter().filter(|c| **c == b'/').count();
-        if self.own.contains_key(&path) || depth > 4 || !self.ensure_dir(&dir) || self.own.contains_key(&path) {
+        if self.own.contains_key(&path)
+            || depth > 4
+            || !self.ensure_dir(&dir)
+            || self.own.contains_key(&path)
+        {
             return;
         }
         if self.rng.chance(30) {
-            let node = if self.rng.chance(8) { Node::Opaque } else { Node::Dir };
+            let node = if self.rng.chance(8) {
+                Node::Opaque
+            } else {
+                Node::Dir
+            };
             let mode = *self.rng.pick(DIR_MODES);
             return self.add(&path, node, mode);
         }
-        let path = if self.rng.chance(4) { join(&dir, &[b'L'; 255]) } else { path };
+        let path = if self.rng.chance(4) {
+            join(&dir, &[b'L'; 255])
+        } else {
+            path
+        };
         if !self.own.contains_key(&path) {
             self.leaf(&path);
         }
@@ -196,15 +250,24 @@ impl LayerMaker<'_> {
 
     /// An entry that hides or changes something below.
     fn cover(&mut self) {
-        let paths: Vec<Vec<u8>> = self.below.keys().filter(|p| !p.is_empty()).cloned().collect();
+        let paths: Vec<Vec<u8>> = self
+            .below
+            .keys()
+            .filter(|p| !p.is_empty())
+            .cloned()
+            .collect();
         if paths.is_empty() {
             return;
         }
         let path = self.rng.pick(&paths).clone();
-        if self.own.contains_key(&path) || !self.ensure_dir(&parent(&path).to_vec()) || self.own.contains_key(&path) {
+        if self.own.contains_key(&path)
+            || !self.ensure_dir(&parent(&path).to_vec())
+            || self.own.contains_key(&path)
+        {
             return;
         }
-        let hidden = (1..path.len()).any(|i| path[i] == b'/' && self.own.get(&path[..i]) == Some(&Kind::Opaque));
+        let hidden = (1..path.len())
+            .any(|i| path[i] == b'/' && self.own.get(&path[..i]) == Some(&Kind::Opaque));
         let was_dir = self.below.get(&path) == Some(&Kind::Dir);
         let mode = *self.rng.pick(DIR_MODES);
         match self.rng.below(10) {
@@ -221,7 +284,12 @@ impl LayerMaker<'_> {
         let files: Vec<B> = self
             .entries
             .iter()
-            .filter(|e| !matches!(e.node, Node::Dir | Node::Opaque | Node::Whiteout | Node::Link(_)))
+            .filter(|e| {
+                !matches!(
+                    e.node,
+                    Node::Dir | Node::Opaque | Node::Whiteout | Node::Link(_)
+                )
+            })
             .map(|e| e.path.clone())
             .collect();
         let node = match self.rng.below(20) {
@@ -239,7 +307,8 @@ impl LayerMaker<'_> {
     fn finish(self) -> Vec<Entry> {
         for entry in &self.entries {
             let path = &entry.path.0;
-            let under = |other: &[u8]| other.starts_with(path) && other.get(path.len()) == Some(&b'/');
+            let under =
+                |other: &[u8]| other.starts_with(path) && other.get(path.len()) == Some(&b'/');
             let was_dir = matches!(self.below.get(path), Some(Kind::Dir));
             let kind = self.own[path];
             if !path.is_empty() && (kind != Kind::Dir || !was_dir) {
@@ -302,51 +371,148 @@ const WEIGHTS: &[(u64, Make)] = &[
     (2, |g| Op::Umask(M(*g.rng.pick(MASKS)))),
     (9, |g| g.open()),
     (3, |g| Op::Close(g.slot())),
-    (3, |g| Op::Read { h: g.slot(), len: g.rng.index(5000) + 1 }),
-    (4, |g| Op::Pread { h: g.slot(), off: g.offset(), len: g.rng.index(9000) + 1 }),
-    (3, |g| Op::Write { h: g.slot(), len: g.len(), seed: g.seed() }),
-    (4, |g| Op::Pwrite { h: g.slot(), off: g.offset(), len: g.len(), seed: g.seed() }),
+    (3, |g| Op::Read {
+        h: g.slot(),
+        len: g.rng.index(5000) + 1,
+    }),
+    (4, |g| Op::Pread {
+        h: g.slot(),
+        off: g.offset(),
+        len: g.rng.index(9000) + 1,
+    }),
+    (3, |g| Op::Write {
+        h: g.slot(),
+        len: g.len(),
+        seed: g.seed(),
+    }),
+    (4, |g| Op::Pwrite {
+        h: g.slot(),
+        off: g.offset(),
+        len: g.len(),
+        seed: g.seed(),
+    }),
     (2, |g| g.seek()),
-    (2, |g| Op::Ftruncate { h: g.slot(), len: g.offset() }),
+    (2, |g| Op::Ftruncate {
+        h: g.slot(),
+        len: g.offset(),
+    }),
     (2, |g| g.fallocate()),
     (2, |g| g.copy_range()),
-    (1, |g| Op::MmapWrite { h: g.slot(), off: g.offset(), len: g.len(), seed: g.seed() }),
-    (1, |g| Op::MmapKeep { h: g.slot(), m: g.rng.index(MAPS) }),
+    (1, |g| Op::MmapWrite {
+        h: g.slot(),
+        off: g.offset(),
+        len: g.len(),
+        seed: g.seed(),
+    }),
+    (1, |g| Op::MmapKeep {
+        h: g.slot(),
+        m: g.rng.index(MAPS),
+    }),
     (2, |g| Op::MmapRead(g.rng.index(MAPS))),
     (3, |g| Op::Fstat(g.slot())),
-    (1, |g| Op::Fchmod { h: g.slot(), mode: g.file_mode() }),
-    (1, |g| Op::Fchown { h: g.slot(), uid: g.uid(), gid: g.gid() }),
-    (1, |g| Op::Futimens { h: g.slot(), atime: g.time(), mtime: g.time() }),
+    (1, |g| Op::Fchmod {
+        h: g.slot(),
+        mode: g.file_mode(),
+    }),
+    (1, |g| Op::Fchown {
+        h: g.slot(),
+        uid: g.uid(),
+        gid: g.gid(),
+    }),
+    (1, |g| Op::Futimens {
+        h: g.slot(),
+        atime: g.time(),
+        mtime: g.time(),
+    }),
     (1, |g| g.fsetxattr()),
-    (1, |g| Op::Fgetxattr { h: g.slot(), name: g.xattr_name() }),
-    (1, |g| Op::Fsync { h: g.slot(), data: g.rng.chance(50) }),
+    (1, |g| Op::Fgetxattr {
+        h: g.slot(),
+        name: g.xattr_name(),
+    }),
+    (1, |g| Op::Fsync {
+        h: g.slot(),
+        data: g.rng.chance(50),
+    }),
     (4, |g| Op::Cat(g.path())),
     (8, |g| g.put()),
-    (3, |g| Op::Truncate { path: g.path(), len: g.offset() }),
-    (8, |g| Op::Mkdir { path: g.new_path(), mode: g.dir_mode() }),
+    (3, |g| Op::Truncate {
+        path: g.path(),
+        len: g.offset(),
+    }),
+    (8, |g| Op::Mkdir {
+        path: g.new_path(),
+        mode: g.dir_mode(),
+    }),
     (6, |g| Op::Rmdir(g.path_mostly(FileType::Directory))),
     (10, |g| Op::Unlink(g.path_mostly(FileType::RegularFile))),
     (4, |g| g.symlink()),
     (2, |g| Op::Readlink(g.path_mostly(FileType::Symlink))),
-    (6, |g| Op::Link { from: g.path_mostly(FileType::RegularFile), to: g.new_path(), follow: g.rng.chance(10) }),
+    (6, |g| Op::Link {
+        from: g.path_mostly(FileType::RegularFile),
+        to: g.new_path(),
+        follow: g.rng.chance(10),
+    }),
     (3, |g| g.mknod()),
     (16, |g| g.rename()),
-    (6, |g| Op::Chmod { path: g.path(), mode: g.any_mode() }),
-    (5, |g| Op::Chown { path: g.path(), uid: g.uid(), gid: g.gid(), follow: g.rng.chance(50) }),
-    (4, |g| Op::Utimens { path: g.path(), atime: g.time(), mtime: g.time(), follow: g.rng.chance(50) }),
+    (6, |g| Op::Chmod {
+        path: g.path(),
+        mode: g.any_mode(),
+    }),
+    (5, |g| Op::Chown {
+        path: g.path(),
+        uid: g.uid(),
+        gid: g.gid(),
+        follow: g.rng.chance(50),
+    }),
+    (4, |g| Op::Utimens {
+        path: g.path(),
+        atime: g.time(),
+        mtime: g.time(),
+        follow: g.rng.chance(50),
+    }),
     (5, |g| g.setxattr()),
-    (2, |g| Op::Removexattr { path: g.path(), name: g.xattr_name() }),
-    (2, |g| Op::Getxattr { path: g.path(), name: g.xattr_name() }),
+    (2, |g| Op::Removexattr {
+        path: g.path(),
+        name: g.xattr_name(),
+    }),
+    (2, |g| Op::Getxattr {
+        path: g.path(),
+        name: g.xattr_name(),
+    }),
     (2, |g| Op::Listxattr(g.path())),
-    (6, |g| Op::Stat { path: g.path(), follow: g.rng.chance(50) }),
-    (2, |g| Op::Access { path: g.path(), mode: g.rng.below(8) as u32 }),
-    (6, |g| Op::List { path: g.path_mostly(FileType::Directory), stat: g.rng.chance(50) }),
+    (6, |g| Op::Stat {
+        path: g.path(),
+        follow: g.rng.chance(50),
+    }),
+    (2, |g| Op::Access {
+        path: g.path(),
+        mode: g.rng.below(8) as u32,
+    }),
+    (6, |g| Op::List {
+        path: g.path_mostly(FileType::Directory),
+        stat: g.rng.chance(50),
+    }),
     (1, |g| Op::FsyncDir(g.path_mostly(FileType::Directory))),
 ];
 
 /// Makes and runs `count` operations, with or without remounts among them.
-pub fn run(rng: &mut Rng, driver: &mut Driver, count: usize, disk: Disk, remounts: bool) -> Vec<Step> {
-    let mut maker = OpMaker { rng, paths: Vec::new(), stale: 0, user: 0, disk, open: Vec::new(), read_only: Vec::new(), recent: Vec::new() };
+pub fn run(
+    rng: &mut Rng,
+    driver: &mut Driver,
+    count: usize,
+    disk: Disk,
+    remounts: bool,
+) -> Vec<Step> {
+    let mut maker = OpMaker {
+        rng,
+        paths: Vec::new(),
+        stale: 0,
+        user: 0,
+        disk,
+        open: Vec::new(),
+        read_only: Vec::new(),
+        recent: Vec::new(),
+    };
     let total: u64 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
     let mut done = Vec::with_capacity(count);
     while done.len() < count {
@@ -434,7 +600,11 @@ impl OpMaker<'_> {
     }
 
     fn any_mode(&mut self) -> M {
-        if self.rng.chance(50) { self.file_mode() } else { self.dir_mode() }
+        if self.rng.chance(50) {
+            self.file_mode()
+        } else {
+            self.dir_mode()
+        }
     }
 
     fn uid(&mut self) -> u32 {
@@ -509,8 +679,12 @@ impl OpMaker<'_> {
 
     /// A path whose parent mostly exists.
     fn new_path(&mut self) -> B {
-        let dirs: Vec<&Vec<u8>> =
-            self.paths.iter().filter(|x| x.1 == FileType::Directory).map(|x| &x.0).collect();
+        let dirs: Vec<&Vec<u8>> = self
+            .paths
+            .iter()
+            .filter(|x| x.1 == FileType::Directory)
+            .map(|x| &x.0)
+            .collect();
         let dir = match dirs.is_empty() || self.rng.chance(25) {
             true => b".".to_vec(),
             false => (*self.rng.pick(&dirs)).clone(),
@@ -525,7 +699,13 @@ impl OpMaker<'_> {
     }
 
     fn flags(&mut self) -> i32 {
-        let mut flags = *self.rng.pick(&[libc::O_RDONLY, libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR]);
+        let mut flags = *self.rng.pick(&[
+            libc::O_RDONLY,
+            libc::O_RDONLY,
+            libc::O_WRONLY,
+            libc::O_RDWR,
+            libc::O_RDWR,
+        ]);
         for (bit, percent) in [
             (libc::O_CREAT, 35),
             (libc::O_EXCL, 8),
@@ -552,14 +732,30 @@ impl OpMaker<'_> {
     fn open(&mut self) -> Op {
         let flags = self.flags();
         let path = self.target(flags);
-        Op::Open { h: self.rng.index(SLOTS), path, flags: O(flags), mode: self.file_mode() }
+        Op::Open {
+            h: self.rng.index(SLOTS),
+            path,
+            flags: O(flags),
+            mode: self.file_mode(),
+        }
     }
 
     fn put(&mut self) -> Op {
         let flags = self.flags() & !libc::O_DIRECTORY;
-        let flags = if flags & 3 == 0 { flags | libc::O_WRONLY } else { flags };
+        let flags = if flags & 3 == 0 {
+            flags | libc::O_WRONLY
+        } else {
+            flags
+        };
         let path = self.target(flags);
-        Op::Put { path, flags: O(flags), mode: self.file_mode(), off: self.offset(), len: self.len(), seed: self.seed() }
+        Op::Put {
+            path,
+            flags: O(flags),
+            mode: self.file_mode(),
+            off: self.offset(),
+            len: self.len(),
+            seed: self.seed(),
+        }
     }
 
     fn target(&mut self, flags: i32) -> B {
@@ -586,8 +782,20 @@ impl OpMaker<'_> {
         if self.disk == Disk::Tmpfs {
             return Op::Fstat(self.slot());
         }
-        let mode = *self.rng.pick(&[Fa::FaPlain, Fa::FaKeep, Fa::FaPunch, Fa::FaPunch, Fa::FaZero, Fa::FaZeroKeep]);
-        Op::Fallocate { h: self.slot(), mode, off: self.offset(), len: self.len() as u64 }
+        let mode = *self.rng.pick(&[
+            Fa::FaPlain,
+            Fa::FaKeep,
+            Fa::FaPunch,
+            Fa::FaPunch,
+            Fa::FaZero,
+            Fa::FaZeroKeep,
+        ]);
+        Op::Fallocate {
+            h: self.slot(),
+            mode,
+            off: self.offset(),
+            len: self.len() as u64,
+        }
     }
 
     /// Mostly not from a read-only file: the comparison with the kernel ends there.
@@ -601,28 +809,58 @@ impl OpMaker<'_> {
         if self.read_only.contains(&from) && !self.rng.chance(10) {
             return Op::Fstat(from);
         }
-        Op::CopyRange { from, to: self.slot(), src: self.offset(), dst: self.offset(), len: self.len() }
+        Op::CopyRange {
+            from,
+            to: self.slot(),
+            src: self.offset(),
+            dst: self.offset(),
+            len: self.len(),
+        }
     }
 
     fn symlink(&mut self) -> Op {
         let known: Vec<B> = self.paths.iter().map(|x| B(x.0.clone())).collect();
-        Op::Symlink { target: symlink_target(self.rng, &known), path: self.new_path() }
+        Op::Symlink {
+            target: symlink_target(self.rng, &known),
+            path: self.new_path(),
+        }
     }
 
     fn mknod(&mut self) -> Op {
-        let kinds = [Nd::NdReg, Nd::NdFifo, Nd::NdSock, Nd::NdChr(1, 3), Nd::NdBlk(240, 300), Nd::NdChr(0, 0)];
-        Op::Mknod { path: self.new_path(), kind: *self.rng.pick(&kinds), mode: self.file_mode() }
+        let kinds = [
+            Nd::NdReg,
+            Nd::NdFifo,
+            Nd::NdSock,
+            Nd::NdChr(1, 3),
+            Nd::NdBlk(240, 300),
+            Nd::NdChr(0, 0),
+        ];
+        Op::Mknod {
+            path: self.new_path(),
+            kind: *self.rng.pick(&kinds),
+            mode: self.file_mode(),
+        }
     }
 
     fn rename(&mut self) -> Op {
-        let from = if self.rng.chance(40) { self.path_mostly(FileType::Directory) } else { self.path() };
+        let from = if self.rng.chance(40) {
+            self.path_mostly(FileType::Directory)
+        } else {
+            self.path()
+        };
         let to = match self.rng.below(10) {
             0..=5 => self.new_path(),
             6 => B(join(&from, self.rng.pick::<&[u8]>(NAMES))),
             7 => self.path_mostly(FileType::Directory),
             _ => self.path(),
         };
-        let how = *self.rng.pick(&[Rn::RnPlain, Rn::RnPlain, Rn::RnPlain, Rn::RnNoReplace, Rn::RnExchange]);
+        let how = *self.rng.pick(&[
+            Rn::RnPlain,
+            Rn::RnPlain,
+            Rn::RnPlain,
+            Rn::RnNoReplace,
+            Rn::RnExchange,
+        ]);
         Op::Rename { from, to, how }
     }
 
@@ -669,7 +907,11 @@ impl OpMaker<'_> {
         let value = match &name[..] {
             b"security.capability" => capability(),
             b"system.posix_acl_access" | b"system.posix_acl_default" if self.rng.chance(85) => {
-                let perms = [self.rng.below(8) as u16, self.rng.below(8) as u16, self.rng.below(8) as u16];
+                let perms = [
+                    self.rng.below(8) as u16,
+                    self.rng.below(8) as u16,
+                    self.rng.below(8) as u16,
+                ];
                 let user = *self.rng.pick(&[1000, 1001, 4242]);
                 acl(perms[0], (user, 6), perms[1], 7, perms[2])
             }
@@ -680,13 +922,25 @@ impl OpMaker<'_> {
 
     fn setxattr(&mut self) -> Op {
         let (name, value) = self.xattr();
-        let how = *self.rng.pick(&[Xf::XfAny, Xf::XfAny, Xf::XfAny, Xf::XfCreate, Xf::XfReplace]);
-        Op::Setxattr { path: self.path(), name, value, how, follow: self.rng.chance(50) }
+        let how = *self
+            .rng
+            .pick(&[Xf::XfAny, Xf::XfAny, Xf::XfAny, Xf::XfCreate, Xf::XfReplace]);
+        Op::Setxattr {
+            path: self.path(),
+            name,
+            value,
+            how,
+            follow: self.rng.chance(50),
+        }
     }
 
     fn fsetxattr(&mut self) -> Op {
         let (name, value) = self.xattr();
-        Op::Fsetxattr { h: self.slot(), name, value }
+        Op::Fsetxattr {
+            h: self.slot(),
+            name,
+            value,
+        }
     }
 }
 
@@ -695,7 +949,9 @@ fn collect(dir: &[u8], depth: u32, out: &mut Vec<(Vec<u8>, FileType)>) {
     if depth > 12 || dir.len() > 1500 {
         return;
     }
-    let Ok(fd) = tree::open_dir(CWD, dir) else { return };
+    let Ok(fd) = tree::open_dir(CWD, dir) else {
+        return;
+    };
     let Ok(names) = tree::list(&fd) else { return };
     for (name, kind, _) in names {
         if &*name == b"." || &*name == b".." {

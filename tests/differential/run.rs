@@ -35,7 +35,11 @@ pub struct Failure {
 
 impl Failure {
     fn new(class: &str, text: impl Into<String>) -> Failure {
-        Failure { class: class.to_string(), text: text.into(), at: None }
+        Failure {
+            class: class.to_string(),
+            text: text.into(),
+            at: None,
+        }
     }
 }
 
@@ -56,7 +60,9 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The second that it is.
 fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() as i64)
 }
 
 /// The directories of a running case; removed when dropped.
@@ -78,10 +84,17 @@ impl Place {
         for root in [&lower_root, &upper_root] {
             fs::create_dir_all(root).map_err(|error| format!("{}: {error}", root.display()))?;
         }
-        let lowers: Vec<PathBuf> = (0..case.lowers.len()).map(|i| lower_root.join(format!("l{i}"))).collect();
+        let lowers: Vec<PathBuf> = (0..case.lowers.len())
+            .map(|i| lower_root.join(format!("l{i}")))
+            .collect();
         let dirs = |which: &str| -> Made<Dirs> {
             let path = |part: &str| upper_root.join(format!("{which}{part}"));
-            let dirs = Dirs { lowers: lowers.clone(), upper: path("u"), work: path("w"), merged: path("m") };
+            let dirs = Dirs {
+                lowers: lowers.clone(),
+                upper: path("u"),
+                work: path("w"),
+                merged: path("m"),
+            };
             for dir in [&dirs.upper, &dirs.work, &dirs.merged] {
                 fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
             }
@@ -173,17 +186,31 @@ fn in_own_tree<X: Send + 'static>(
 }
 
 /// Runs a case. With [`Source::Random`] the operations are put into it.
-pub fn run(subject: &Subject, disks: &Disks, case: &mut Case, source: Source<'_>) -> Result<(), Failure> {
+pub fn run(
+    subject: &Subject,
+    disks: &Disks,
+    case: &mut Case,
+    source: Source<'_>,
+) -> Result<(), Failure> {
     let t0 = now();
     let place = setup(Place::new(disks, case))?;
     let lowers_before = setup(raw_trees(&place.subject.lowers, t0))?;
-    let mut test = Test { subject, place: &place, t0, disk: case.disk, ids: Ids::default() };
+    let mut test = Test {
+        subject,
+        place: &place,
+        t0,
+        disk: case.disk,
+        ids: Ids::default(),
+    };
     test.whole(case, source)?;
     let lowers_after = setup(raw_trees(&place.subject.lowers, t0))?;
     for (i, (a, b)) in lowers_before.iter().zip(&lowers_after).enumerate() {
         let diffs = raw_differences(a, b);
         if !diffs.is_empty() {
-            return Err(Failure::new("lower", format!("lower {i} was changed:\n{}", diffs.join("\n"))));
+            return Err(Failure::new(
+                "lower",
+                format!("lower {i} was changed:\n{}", diffs.join("\n")),
+            ));
         }
     }
     Ok(())
@@ -196,25 +223,36 @@ fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
         let mut trees = Vec::new();
         for root in roots {
             use std::os::unix::ffi::OsStrExt;
-            let dir = tree::open_dir(CWD, root.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
+            let dir = tree::open_dir(CWD, root.as_os_str().as_bytes())
+                .map_err(|error| error.to_string())?;
             trees.push(Walker::new(t0, true, false).walk(dir));
         }
         Ok(trees)
     });
-    thread.join().map_err(|_| "a walk of the layers panicked".to_string())?
+    thread
+        .join()
+        .map_err(|_| "a walk of the layers panicked".to_string())?
 }
 
 /// The differences of two states of one layer, times exact, ctime too.
 fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
-    let mut out: Vec<String> =
-        tree::compare(a, b, true, false).iter().map(|diff| format!("  {:?}: {}", diff.path, diff.what)).collect();
+    let mut out: Vec<String> = tree::compare(a, b, true, false)
+        .iter()
+        .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
+        .collect();
     for (path, x) in &a.items {
         if let Some(y) = b.items.get(path) {
             if x.attr.ctime != y.attr.ctime {
-                out.push(format!("  {path:?}: ctime {:?} != {:?}", x.attr.ctime, y.attr.ctime));
+                out.push(format!(
+                    "  {path:?}: ctime {:?} != {:?}",
+                    x.attr.ctime, y.attr.ctime
+                ));
             }
             if x.attr.id != y.attr.id {
-                out.push(format!("  {path:?}: ino {} != {}", x.attr.id.0, y.attr.id.0));
+                out.push(format!(
+                    "  {path:?}: ino {} != {}",
+                    x.attr.id.0, y.attr.id.0
+                ));
             }
         }
     }
@@ -226,11 +264,20 @@ fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
 struct Ids(HashMap<tree::Id, (u64, String)>);
 
 impl Ids {
-    fn check(&mut self, plain: &Attr, subject: &Attr, place: impl Fn() -> String) -> Result<(), Failure> {
+    fn check(
+        &mut self,
+        plain: &Attr,
+        subject: &Attr,
+        place: impl Fn() -> String,
+    ) -> Result<(), Failure> {
         match self.0.get(&plain.id) {
             Some((ino, _)) if *ino == subject.id.0 => Ok(()),
             Some((ino, first)) => {
-                let text = format!("st_ino was {ino} ({first}), is {} ({})", subject.id.0, place());
+                let text = format!(
+                    "st_ino was {ino} ({first}), is {} ({})",
+                    subject.id.0,
+                    place()
+                );
                 Err(Failure::new("ino", text))
             }
             None => {
@@ -269,7 +316,11 @@ impl Step {
     /// Runs an operation.
     pub fn run(driver: &mut Driver, op: Op) -> Step {
         let outcome = driver.run(&op);
-        Step { deleted: driver.is_deleted(&op), op, outcome }
+        Step {
+            deleted: driver.is_deleted(&op),
+            op,
+            outcome,
+        }
     }
 }
 
@@ -277,7 +328,11 @@ type Log = Vec<Step>;
 
 /// The kernel is judged as the kernel also when it is in the subject's place.
 fn role_of(subject: &Subject) -> Role {
-    if matches!(subject, Subject::Kernel) { Role::Kernel } else { Role::Subject }
+    if matches!(subject, Subject::Kernel) {
+        Role::Kernel
+    } else {
+        Role::Subject
+    }
 }
 
 impl Test<'_> {
@@ -303,7 +358,12 @@ impl Test<'_> {
             setup(mounted.unmount())?;
             let mounted = setup(mounts::kernel(&self.place.subject))?;
             let ops = case.before.clone();
-            in_own_tree(&self.place.subject.merged, Role::Kernel, self.t0, move |d| replay(d, &ops))?;
+            in_own_tree(
+                &self.place.subject.merged,
+                Role::Kernel,
+                self.t0,
+                move |d| replay(d, &ops),
+            )?;
             setup(layers::pin_times(&self.place.subject.merged, self.t0))?;
             setup(mounted.unmount())?;
         }
@@ -312,7 +372,13 @@ impl Test<'_> {
         setup(layers::copy(merged, &place.plain, &place.hidden))?;
         let a = in_own_tree(merged, Role::Kernel, self.t0, Driver::tree)?;
         let b = in_own_tree(&place.plain, Role::Plain, self.t0, Driver::tree)?;
-        same_trees("setup", "the kernel's tree and its copy", &setup(a.map_err(|e| e.to_string()))?, &setup(b.map_err(|e| e.to_string()))?, How::Same)?;
+        same_trees(
+            "setup",
+            "the kernel's tree and its copy",
+            &setup(a.map_err(|e| e.to_string()))?,
+            &setup(b.map_err(|e| e.to_string()))?,
+            How::Same,
+        )?;
         setup(mounted.unmount())
     }
 
@@ -327,7 +393,14 @@ impl Test<'_> {
         }
     }
 
-    fn make(&self, rng: &mut Rng, root: &Path, role: Role, count: usize, remounts: bool) -> Result<Log, Failure> {
+    fn make(
+        &self,
+        rng: &mut Rng,
+        root: &Path,
+        role: Role,
+        count: usize,
+        remounts: bool,
+    ) -> Result<Log, Failure> {
         let (mut own, disk) = (rng.clone(), self.disk);
         let (log, after) = in_own_tree(root, role, self.t0, move |d| {
             let log = random::run(&mut own, d, count, disk, remounts);
@@ -353,20 +426,33 @@ impl Test<'_> {
 
         let (subject, subject_tree) = self.on_subject(&case.ops)?;
         let diverged = self.judge(&plain, &subject)?;
-        let subject_tree =
-            subject_tree.map_err(|error| Failure::new("tree", format!("can't read rovl's tree: {error}")))?;
+        let subject_tree = subject_tree
+            .map_err(|error| Failure::new("tree", format!("can't read rovl's tree: {error}")))?;
         faultless("tree", "rovl's tree", &subject_tree)?;
         if diverged {
             return Ok(());
         }
-        same_trees("tree", "rovl's tree and the plain copy", &subject_tree, &plain_tree, How::of(role_of(self.subject)))?;
+        same_trees(
+            "tree",
+            "rovl's tree and the plain copy",
+            &subject_tree,
+            &plain_tree,
+            How::of(role_of(self.subject)),
+        )?;
         if role_of(self.subject) == Role::Subject {
-            self.ids.check_trees(&plain_tree, &subject_tree, "after the operations")?;
+            self.ids
+                .check_trees(&plain_tree, &subject_tree, "after the operations")?;
         }
 
         let (kernel, kernel_tree) = self.on_kernel(&case.ops)?;
         if !judge_kernel(&plain, &kernel)? {
-            same_trees("kernel", "the kernel's tree and the plain copy", &kernel_tree, &plain_tree, How::Kernel)?;
+            same_trees(
+                "kernel",
+                "the kernel's tree and the plain copy",
+                &kernel_tree,
+                &plain_tree,
+                How::Kernel,
+            )?;
         }
         self.after(&plain_tree, &subject_tree)
     }
@@ -377,19 +463,29 @@ impl Test<'_> {
         let dirs = &self.place.subject;
         let segments: Vec<&[Op]> = ops.split_inclusive(|op| *op == Op::Remount).collect();
         let mut last = Ok(Tree::default());
-        for segment in if segments.is_empty() { vec![&[][..]] } else { segments } {
+        for segment in if segments.is_empty() {
+            vec![&[][..]]
+        } else {
+            segments
+        } {
             let failed = |text| Failure::new("mount", text);
             let mounted = mounts::subject(self.subject, dirs).map_err(failed)?;
             let progress = Arc::new(AtomicUsize::new(0));
             let (mine, reached) = (segment.to_vec(), Arc::clone(&progress));
-            let run = in_tree(&dirs.merged, role_of(self.subject), self.t0, PATIENCE, move |d| {
-                let mut outcomes = Vec::new();
-                for op in &mine {
-                    outcomes.push(d.run(op));
-                    reached.fetch_add(1, Ordering::Relaxed);
-                }
-                (outcomes, d.tree())
-            });
+            let run = in_tree(
+                &dirs.merged,
+                role_of(self.subject),
+                self.t0,
+                PATIENCE,
+                move |d| {
+                    let mut outcomes = Vec::new();
+                    for op in &mine {
+                        outcomes.push(d.run(op));
+                        reached.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (outcomes, d.tree())
+                },
+            );
             match run.map_err(|text| Failure::new("enter", text))? {
                 Some((more, tree)) => {
                     outcomes.extend(more);
@@ -399,10 +495,15 @@ impl Test<'_> {
                     mounted.abort();
                     let at = outcomes.len() + progress.load(Ordering::Relaxed);
                     let text = format!("hangs at operation {at}: {:?}", ops.get(at));
-                    return Err(Failure { at: Some(at), ..Failure::new("hang", text) });
+                    return Err(Failure {
+                        at: Some(at),
+                        ..Failure::new("hang", text)
+                    });
                 }
             }
-            mounted.unmount().map_err(|text| Failure::new("unmount", text))?;
+            mounted
+                .unmount()
+                .map_err(|text| Failure::new("unmount", text))?;
         }
         Ok((outcomes, last))
     }
@@ -412,11 +513,16 @@ impl Test<'_> {
         let dirs = &self.place.kernel;
         let mut last = Tree::default();
         let segments: Vec<&[Op]> = ops.split_inclusive(|op| *op == Op::Remount).collect();
-        for segment in if segments.is_empty() { vec![&[][..]] } else { segments } {
+        for segment in if segments.is_empty() {
+            vec![&[][..]]
+        } else {
+            segments
+        } {
             let mounted = setup(mounts::kernel(dirs))?;
             let ops = segment.to_vec();
-            let (log, tree) =
-                in_own_tree(&dirs.merged, Role::Kernel, self.t0, move |d| (replay(d, &ops), d.tree()))?;
+            let (log, tree) = in_own_tree(&dirs.merged, Role::Kernel, self.t0, move |d| {
+                (replay(d, &ops), d.tree())
+            })?;
             outcomes.extend(log.into_iter().map(|step| step.outcome));
             last = setup(tree.map_err(|error| error.to_string()))?;
             setup(mounted.unmount())?;
@@ -440,8 +546,12 @@ impl Test<'_> {
             same_outcome(step, got, &history, false).map_err(fail)?;
             let place = || format!("operation {i}, {op:?}");
             match (&step.outcome, got) {
-                (Outcome::Stat(x), Outcome::Stat(y)) => self.ids.check(x, y, place).map_err(fail)?,
-                (Outcome::Tree(x), Outcome::Tree(y)) => self.ids.check_trees(&x.0, &y.0, &place()).map_err(fail)?,
+                (Outcome::Stat(x), Outcome::Stat(y)) => {
+                    self.ids.check(x, y, place).map_err(fail)?
+                }
+                (Outcome::Tree(x), Outcome::Tree(y)) => {
+                    self.ids.check_trees(&x.0, &y.0, &place()).map_err(fail)?
+                }
                 _ => {}
             }
             history.add(op, &step.outcome);
@@ -455,25 +565,44 @@ impl Test<'_> {
         let dirs = &self.place.subject;
         let faults = setup(upper::check(dirs, role_of(self.subject)))?;
         if !faults.is_empty() {
-            return Err(Failure::new("upper", format!("the upper is not clean:\n  {}", faults.join("\n  "))));
+            return Err(Failure::new(
+                "upper",
+                format!("the upper is not clean:\n  {}", faults.join("\n  ")),
+            ));
         }
-        for stage in ["mounted again", "mounted by the kernel", "mounted again after the kernel"] {
+        for stage in [
+            "mounted again",
+            "mounted by the kernel",
+            "mounted again after the kernel",
+        ] {
             let by_kernel = stage == "mounted by the kernel";
-            let who = if by_kernel { &Subject::Kernel } else { self.subject };
+            let who = if by_kernel {
+                &Subject::Kernel
+            } else {
+                self.subject
+            };
             let class = if by_kernel { "by-kernel" } else { "remount" };
-            let mounted =
-                mounts::subject(who, dirs).map_err(|text| Failure::new(class, format!("{stage}: {text}")))?;
+            let mounted = mounts::subject(who, dirs)
+                .map_err(|text| Failure::new(class, format!("{stage}: {text}")))?;
             let role = role_of(who);
             let tree = setup(in_tree(&dirs.merged, role, self.t0, PATIENCE, Driver::tree))?
                 .ok_or_else(|| Failure::new("hang", stage))?
                 .map_err(|error| Failure::new(class, format!("{stage}: {error}")))?;
             faultless(class, stage, &tree)?;
             same_trees(class, stage, &tree, plain, How::of(role_of(self.subject)))?;
-            same_trees(class, &format!("{stage}, to the nanosecond"), &tree, live, How::Exact)?;
+            same_trees(
+                class,
+                &format!("{stage}, to the nanosecond"),
+                &tree,
+                live,
+                How::Exact,
+            )?;
             if !by_kernel && role == Role::Subject {
                 self.ids.check_trees(plain, &tree, stage)?;
             }
-            mounted.unmount().map_err(|text| Failure::new("unmount", text))?;
+            mounted
+                .unmount()
+                .map_err(|text| Failure::new("unmount", text))?;
         }
         Ok(())
     }
@@ -493,7 +622,10 @@ fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
         }
         same_outcome(step, got, &history, true).map_err(|failure| Failure {
             class: format!("kernel-{}", failure.class),
-            text: format!("the kernel deviates, by no name, at operation {i}: {:?}\n{}", step.op, failure.text),
+            text: format!(
+                "the kernel deviates, by no name, at operation {i}: {:?}\n{}",
+                step.op, failure.text
+            ),
             at: Some(i),
         })?;
         history.add(&step.op, &step.outcome);
@@ -501,14 +633,31 @@ fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
     Ok(false)
 }
 
-fn same_outcome(step: &Step, got: &Outcome, history: &History, kernel: bool) -> Result<(), Failure> {
+fn same_outcome(
+    step: &Step,
+    got: &Outcome,
+    history: &History,
+    kernel: bool,
+) -> Result<(), Failure> {
     let want = &step.outcome;
     if let (Outcome::Tree(x), Outcome::Tree(y)) = (got, want) {
         faultless("walk", "the tree", &x.0)?;
-        return same_trees("walk", "the tree and the plain copy", &x.0, &y.0, if kernel { How::Kernel } else { How::Same });
+        return same_trees(
+            "walk",
+            "the tree and the plain copy",
+            &x.0,
+            &y.0,
+            if kernel { How::Kernel } else { How::Same },
+        );
     }
     let read_only = history.reads_read_only(&step.op);
-    let seen = Seen { op: &step.op, got, want, deleted: step.deleted, read_only };
+    let seen = Seen {
+        op: &step.op,
+        got,
+        want,
+        deleted: step.deleted,
+        read_only,
+    };
     if got == want || deviations::explain(&seen, kernel).is_some() {
         return Ok(());
     }
@@ -531,7 +680,11 @@ enum How {
 
 impl How {
     fn of(role: Role) -> How {
-        if role == Role::Kernel { How::Kernel } else { How::Same }
+        if role == Role::Kernel {
+            How::Kernel
+        } else {
+            How::Same
+        }
     }
 }
 
@@ -540,7 +693,10 @@ fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
         return Ok(());
     }
     let faults: Vec<&str> = tree.faults.iter().map(String::as_str).take(10).collect();
-    Err(Failure::new(class, format!("{what} is wrong in itself:\n  {}", faults.join("\n  "))))
+    Err(Failure::new(
+        class,
+        format!("{what} is wrong in itself:\n  {}", faults.join("\n  ")),
+    ))
 }
 
 fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(), Failure> {
@@ -548,7 +704,18 @@ fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(
     if diffs.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = diffs.iter().take(12).map(|diff| format!("  {:?}: {}", diff.path, diff.what)).collect();
+    let lines: Vec<String> = diffs
+        .iter()
+        .take(12)
+        .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
+        .collect();
     let more = diffs.len().saturating_sub(lines.len());
-    Err(Failure::new(class, format!("{what} differ in {} places ({more} not shown):\n{}", diffs.len(), lines.join("\n"))))
+    Err(Failure::new(
+        class,
+        format!(
+            "{what} differ in {} places ({more} not shown):\n{}",
+            diffs.len(),
+            lines.join("\n")
+        ),
+    ))
 }

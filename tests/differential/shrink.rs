@@ -17,8 +17,21 @@ pub struct Shrinker<'a> {
 }
 
 impl<'a> Shrinker<'a> {
-    pub fn new(subject: &'a Subject, disks: &'a Disks, case: Case, failure: Failure, time: Duration) -> Self {
-        Shrinker { subject, disks, case, failure, until: Instant::now() + time, tries: 0 }
+    pub fn new(
+        subject: &'a Subject,
+        disks: &'a Disks,
+        case: Case,
+        failure: Failure,
+        time: Duration,
+    ) -> Self {
+        Shrinker {
+            subject,
+            disks,
+            case,
+            failure,
+            until: Instant::now() + time,
+            tries: 0,
+        }
     }
 
     /// Tries a smaller case and keeps it if it fails in the same way.
@@ -47,8 +60,14 @@ impl<'a> Shrinker<'a> {
         }
         loop {
             let size = self.size();
-            self.drop_chunks(|case| case.ops.len(), |case, from, to| drop(case.ops.drain(from..to)));
-            self.drop_chunks(|case| case.before.len(), |case, from, to| drop(case.before.drain(from..to)));
+            self.drop_chunks(
+                |case| case.ops.len(),
+                |case, from, to| drop(case.ops.drain(from..to)),
+            );
+            self.drop_chunks(
+                |case| case.before.len(),
+                |case, from, to| drop(case.before.drain(from..to)),
+            );
             self.drop_layers();
             self.drop_entries();
             if self.size() == size || Instant::now() > self.until {
@@ -58,7 +77,9 @@ impl<'a> Shrinker<'a> {
     }
 
     fn size(&self) -> usize {
-        self.case.ops.len() + self.case.before.len() + self.case.lowers.iter().map(Vec::len).sum::<usize>()
+        self.case.ops.len()
+            + self.case.before.len()
+            + self.case.lowers.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Drops chunks, from the end, of half the length down to one.

@@ -10,10 +10,16 @@ static OUTCOMES: Mutex<BTreeMap<(String, String), usize>> = Mutex::new(BTreeMap:
 
 /// Counts the outcomes on the plain copy.
 pub fn add(log: &[Step]) {
-    let Ok(mut counts) = OUTCOMES.lock() else { return };
+    let Ok(mut counts) = OUTCOMES.lock() else {
+        return;
+    };
     for Step { op, outcome, .. } in log {
         let text = format!("{op:?}");
-        let name = text.split([' ', '(']).next().unwrap_or_default().to_string();
+        let name = text
+            .split([' ', '('])
+            .next()
+            .unwrap_or_default()
+            .to_string();
         let result = match outcome {
             Outcome::Failed(errno) => super::driver::errno_name(*errno),
             Outcome::Skipped => "skipped".into(),
@@ -27,10 +33,18 @@ pub fn add(log: &[Step]) {
 
 /// One line for each kind of operation.
 pub fn report() -> String {
-    let Ok(counts) = OUTCOMES.lock() else { return String::new() };
+    let Ok(counts) = OUTCOMES.lock() else {
+        return String::new();
+    };
     let mut lines: BTreeMap<&str, String> = BTreeMap::new();
     for ((name, result), n) in counts.iter() {
-        lines.entry(name).or_default().push_str(&format!(" {result} {n}"));
+        lines
+            .entry(name)
+            .or_default()
+            .push_str(&format!(" {result} {n}"));
     }
-    lines.iter().map(|(name, line)| format!("  {name}:{line}\n")).collect()
+    lines
+        .iter()
+        .map(|(name, line)| format!("  {name}:{line}\n"))
+        .collect()
 }

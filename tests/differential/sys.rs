@@ -10,7 +10,11 @@ fn check(result: i64) -> Result<u64, Errno> {
     if result >= 0 {
         return Ok(result as u64);
     }
-    Err(Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)))
+    Err(Errno::from_raw_os_error(
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+    ))
 }
 
 /// Gives the calling thread its own root, working directory and umask.
@@ -23,7 +27,10 @@ pub fn own_fs() -> Result<(), Errno> {
 pub fn truncate(path: &[u8], len: u64) -> Result<(), Errno> {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     // SAFETY: `path` is a C string that outlives the call.
-    check(i64::from(unsafe { libc::truncate(path.as_ptr(), len as i64) })).map(drop)
+    check(i64::from(unsafe {
+        libc::truncate(path.as_ptr(), len as i64)
+    }))
+    .map(drop)
 }
 
 /// The file handle of `path`, by name_to_handle_at's `flags`: type, then bytes.
@@ -35,9 +42,18 @@ pub fn handle(dir: BorrowedFd<'_>, path: &[u8], flags: i32) -> Result<(i32, Vec<
     let mut mount = 0;
     // SAFETY: `buffer` starts with the two words of a struct file_handle and has ROOM bytes after.
     check(i64::from(unsafe {
-        libc::name_to_handle_at(dir.as_raw_fd(), path.as_ptr(), buffer.as_mut_ptr().cast(), &mut mount, flags)
+        libc::name_to_handle_at(
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            buffer.as_mut_ptr().cast(),
+            &mut mount,
+            flags,
+        )
     }))?;
-    let bytes: Vec<u8> = buffer[2..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = buffer[2..]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
     Ok((buffer[1] as i32, bytes[..buffer[0] as usize].to_vec()))
 }
 
@@ -56,15 +72,31 @@ unsafe impl Send for Map {}
 impl Map {
     /// Maps `len` bytes, more than 0.
     pub fn new(file: BorrowedFd<'_>, len: usize, write: bool) -> Result<Map, Errno> {
-        let prot = if write { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let prot = if write {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
         let copy = file.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                prot,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
         if start == libc::MAP_FAILED {
             check(-1)?;
         }
-        Ok(Map { start, len, file: copy })
+        Ok(Map {
+            start,
+            len,
+            file: copy,
+        })
     }
 
     /// The first `len` bytes of the mapping.
@@ -75,7 +107,11 @@ impl Map {
         while done < len {
             // SAFETY: `start + done .. start + len` lies in the mapping.
             let n = check(unsafe {
-                libc::write(memory.as_raw_fd(), self.start.cast::<u8>().add(done).cast(), len - done)
+                libc::write(
+                    memory.as_raw_fd(),
+                    self.start.cast::<u8>().add(done).cast(),
+                    len - done,
+                )
             } as i64)?;
             done += n as usize;
         }
@@ -94,9 +130,17 @@ impl Map {
         rustix::io::pwrite(&memory, bytes, 0)?;
         // SAFETY: `off .. off + bytes.len()` lies in the mapping.
         let n = check(unsafe {
-            libc::read(memory.as_raw_fd(), self.start.cast::<u8>().add(off).cast(), bytes.len())
+            libc::read(
+                memory.as_raw_fd(),
+                self.start.cast::<u8>().add(off).cast(),
+                bytes.len(),
+            )
         } as i64)?;
-        if n as usize == bytes.len() { Ok(()) } else { Err(Errno::FAULT) }
+        if n as usize == bytes.len() {
+            Ok(())
+        } else {
+            Err(Errno::FAULT)
+        }
     }
 }
 
@@ -109,7 +153,9 @@ impl Drop for Map {
 
 fn memory_file() -> Result<OwnedFd, Errno> {
     // SAFETY: the name is a C string.
-    let fd = check(i64::from(unsafe { libc::memfd_create(c"differential".as_ptr(), libc::MFD_CLOEXEC) }))?;
+    let fd = check(i64::from(unsafe {
+        libc::memfd_create(c"differential".as_ptr(), libc::MFD_CLOEXEC)
+    }))?;
     // SAFETY: the descriptor is new and ours.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

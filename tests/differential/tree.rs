@@ -23,7 +23,11 @@ pub enum When {
 impl When {
     /// `t0`: the second in which the test began.
     pub fn of(t0: i64, time: T) -> When {
-        if time.0 >= t0 - 2 && time.0 < t0 + 100_000 { When::Recent } else { When::At(time) }
+        if time.0 >= t0 - 2 && time.0 < t0 + 100_000 {
+            When::Recent
+        } else {
+            When::At(time)
+        }
     }
 }
 
@@ -86,20 +90,43 @@ impl Attr {
                 out.push_str(&format!(" {name}: {a} != {b};"));
             }
         };
-        field("type", format!("{:?}", self.kind), format!("{:?}", other.kind));
-        field("mode", format!("{:o}", self.mode), format!("{:o}", other.mode));
+        field(
+            "type",
+            format!("{:?}", self.kind),
+            format!("{:?}", other.kind),
+        );
+        field(
+            "mode",
+            format!("{:o}", self.mode),
+            format!("{:o}", other.mode),
+        );
         field("uid", self.uid.to_string(), other.uid.to_string());
         field("gid", self.gid.to_string(), other.gid.to_string());
-        field("rdev", format!("{:?}", self.rdev), format!("{:?}", other.rdev));
+        field(
+            "rdev",
+            format!("{:?}", self.rdev),
+            format!("{:?}", other.rdev),
+        );
         field("size", self.size.to_string(), other.size.to_string());
         field("nlink", self.nlink.to_string(), other.nlink.to_string());
         let fifo = self.kind == FileType::Fifo && self.kind == other.kind;
-        if fifo && (self.when == When::Recent || other.when == When::Recent) && self.mtime != other.mtime {
+        if fifo
+            && (self.when == When::Recent || other.when == When::Recent)
+            && self.mtime != other.mtime
+        {
             deviations::count(deviations::FIFO_TIMES);
         } else if exact {
-            field("mtime", format!("{:?}", self.mtime), format!("{:?}", other.mtime));
+            field(
+                "mtime",
+                format!("{:?}", self.mtime),
+                format!("{:?}", other.mtime),
+            );
         } else {
-            field("mtime", format!("{:?}", self.when), format!("{:?}", other.when));
+            field(
+                "mtime",
+                format!("{:?}", self.when),
+                format!("{:?}", other.when),
+            );
         }
         out
     }
@@ -107,7 +134,11 @@ impl Attr {
 
 /// statx with all that [`Attr`] holds.
 pub fn stat(dir: impl AsFd, path: &[u8], t0: i64, follow: bool) -> Result<Attr, Errno> {
-    let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+    let flags = if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    };
     let st = rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS)?;
     Ok(Attr::from_statx(t0, &st))
 }
@@ -150,7 +181,11 @@ pub fn list(dir: impl AsFd) -> Result<Vec<Listed>, Errno> {
     let mut raw = RawDir::new(dir, &mut buffer);
     while let Some(entry) = raw.next() {
         let entry = entry?;
-        names.push((B(entry.file_name().to_bytes().to_vec()), entry.file_type(), entry.ino()));
+        names.push((
+            B(entry.file_name().to_bytes().to_vec()),
+            entry.file_type(),
+            entry.ino(),
+        ));
     }
     Ok(names)
 }
@@ -187,7 +222,12 @@ pub struct Walker {
 
 impl Walker {
     pub fn new(t0: i64, check_dino: bool, generations: bool) -> Walker {
-        Walker { t0, check_dino, generations, tree: Tree::default() }
+        Walker {
+            t0,
+            check_dino,
+            generations,
+            tree: Tree::default(),
+        }
     }
 
     /// The tree below the open directory `root`.
@@ -211,7 +251,12 @@ impl Walker {
         if self.generations {
             attr.id.1 = generation(CWD, name, 0)?;
         }
-        let mut item = Item { attr: attr.clone(), target: B(Vec::new()), content: 0, xattrs: Vec::new() };
+        let mut item = Item {
+            attr: attr.clone(),
+            target: B(Vec::new()),
+            content: 0,
+            xattrs: Vec::new(),
+        };
         match xattrs(name) {
             Ok(list) => item.xattrs = list,
             Err(error) => self.fault(path, &format!("xattrs: {error}")),
@@ -225,7 +270,10 @@ impl Walker {
         if attr.kind == FileType::RegularFile {
             match hash_file(name) {
                 Ok((len, hash)) if len == attr.size => item.content = hash,
-                Ok((len, _)) => self.fault(path, &format!("{len} bytes can be read, st_size is {}", attr.size)),
+                Ok((len, _)) => self.fault(
+                    path,
+                    &format!("{len} bytes can be read, st_size is {}", attr.size),
+                ),
                 Err(error) => self.fault(path, &format!("read: {error}")),
             }
         }
@@ -234,7 +282,9 @@ impl Walker {
     }
 
     fn fault(&mut self, path: &[u8], what: &str) {
-        self.tree.faults.push(format!("{}: {what}", path.escape_ascii()));
+        self.tree
+            .faults
+            .push(format!("{}: {what}", path.escape_ascii()));
     }
 
     /// Records what is in `dir`, which is the working directory.
@@ -249,7 +299,10 @@ impl Walker {
         for (name, kind, ino) in names {
             if &*name == b"." || &*name == b".." {
                 if self.check_dino && &*name == b"." && ino != own.id.0 {
-                    self.fault(path, &format!("d_ino of . is {ino}, st_ino is {}", own.id.0));
+                    self.fault(
+                        path,
+                        &format!("d_ino of . is {ino}, st_ino is {}", own.id.0),
+                    );
                 }
                 continue;
             }
@@ -293,7 +346,8 @@ impl Walker {
 
 /// Length and hash of the file `name` in the working directory.
 fn hash_file(name: &[u8]) -> Result<(u64, u64), Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOATIME;
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOATIME;
     let fd = rustix::fs::openat(CWD, name, flags, Mode::empty())?;
     let mut hasher = Fnv::default();
     let mut buffer = vec![0u8; 1 << 17];
@@ -317,7 +371,9 @@ pub struct Fnv {
 
 impl Fnv {
     fn word(&mut self, word: u64) {
-        self.state = (self.state ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+        self.state = (self.state ^ word)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(23);
     }
 }
 
@@ -343,8 +399,17 @@ impl Hasher for Fnv {
     }
 
     fn finish(&self) -> u64 {
-        let mut last = Fnv { state: self.state, pending: Vec::new() };
-        last.word(self.pending.iter().fold(self.pending.len() as u64, |word, byte| word << 8 | u64::from(*byte)));
+        let mut last = Fnv {
+            state: self.state,
+            pending: Vec::new(),
+        };
+        last.word(
+            self.pending
+                .iter()
+                .fold(self.pending.len() as u64, |word, byte| {
+                    word << 8 | u64::from(*byte)
+                }),
+        );
         last.state
     }
 }
@@ -355,7 +420,10 @@ fn groups(tree: &Tree) -> HashMap<&B, &B> {
     let mut out = HashMap::new();
     for (path, item) in &tree.items {
         if item.attr.kind != FileType::Directory {
-            out.insert(path, *first.entry((item.attr.id.0, item.attr.dev)).or_insert(path));
+            out.insert(
+                path,
+                *first.entry((item.attr.id.0, item.attr.dev)).or_insert(path),
+            );
         }
     }
     out
@@ -373,7 +441,12 @@ pub struct Diff {
 pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
     let mut diffs = Vec::new();
     let (group_a, group_b) = (groups(a), groups(b));
-    let mut say = |path: &B, what: String| diffs.push(Diff { path: path.clone(), what });
+    let mut say = |path: &B, what: String| {
+        diffs.push(Diff {
+            path: path.clone(),
+            what,
+        })
+    };
     for (path, x) in &a.items {
         let Some(y) = b.items.get(path) else {
             say(path, format!("only the first has it ({:?})", x.attr.kind));
@@ -393,7 +466,14 @@ pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
             say(path, format!("xattrs {:?} != {:?}", x.xattrs, y.xattrs));
         }
         if group_a.get(path) != group_b.get(path) {
-            say(path, format!("linked with {:?} != {:?}", group_a.get(path), group_b.get(path)));
+            say(
+                path,
+                format!(
+                    "linked with {:?} != {:?}",
+                    group_a.get(path),
+                    group_b.get(path)
+                ),
+            );
         }
     }
     for (path, y) in &b.items {

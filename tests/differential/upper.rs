@@ -21,12 +21,19 @@ const HEADER: usize = 5 + 16;
 
 /// What is wrong with the upper and the work directory, as text.
 pub fn check(dirs: &Dirs, role: Role) -> Made<Vec<String>> {
-    let mut checker = Checker { dirs, role, faults: Vec::new(), handles: HashMap::new() };
+    let mut checker = Checker {
+        dirs,
+        role,
+        faults: Vec::new(),
+        handles: HashMap::new(),
+    };
     let failed = |error: io::Error| format!("reading the upper: {error}");
     for lower in &dirs.lowers {
         checker.collect_handles(lower).map_err(failed)?;
     }
-    checker.directory(&dirs.upper, &dirs.lowers).map_err(failed)?;
+    checker
+        .directory(&dirs.upper, &dirs.lowers)
+        .map_err(failed)?;
     checker.work().map_err(failed)?;
     Ok(checker.faults)
 }
@@ -52,7 +59,14 @@ fn xattr(path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
 fn meta(path: &Path) -> io::Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(meta) => Ok(Some(meta)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -91,7 +105,10 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn fault(&mut self, path: &Path, what: &str) {
         let shown = path.strip_prefix(&self.dirs.upper).unwrap_or(path);
-        self.faults.push(format!("{}: {what}", shown.as_os_str().as_bytes().escape_ascii()));
+        self.faults.push(format!(
+            "{}: {what}",
+            shown.as_os_str().as_bytes().escape_ascii()
+        ));
     }
 
     fn collect_handles(&mut self, dir: &Path) -> io::Result<()> {
@@ -101,7 +118,11 @@ impl Checker<'_> {
             if meta.is_dir() {
                 self.collect_handles(&path)?;
             } else {
-                let (_, bytes) = sys::handle(rustix::fd::AsFd::as_fd(&CWD), path.as_os_str().as_bytes(), 0)?;
+                let (_, bytes) = sys::handle(
+                    rustix::fd::AsFd::as_fd(&CWD),
+                    path.as_os_str().as_bytes(),
+                    0,
+                )?;
                 self.handles.insert(bytes, meta.nlink());
             }
         }
@@ -129,7 +150,10 @@ impl Checker<'_> {
                 self.fault(&path, "a name that means a whiteout");
             }
             if xattr(&path, "origin")?.is_some() && !impure {
-                self.fault(&path, "has an origin, but its directory is not marked impure");
+                self.fault(
+                    &path,
+                    "has an origin, but its directory is not marked impure",
+                );
             }
             if xattr(&path, "metacopy")?.is_some() {
                 self.fault(&path, "has metacopy, which is off");
@@ -149,16 +173,28 @@ impl Checker<'_> {
     }
 
     /// The lower directories that the upper directory `path` is merged with.
-    fn merged(&mut self, path: &Path, siblings: &[PathBuf], same_name: Vec<PathBuf>) -> io::Result<Vec<PathBuf>> {
+    fn merged(
+        &mut self,
+        path: &Path,
+        siblings: &[PathBuf],
+        same_name: Vec<PathBuf>,
+    ) -> io::Result<Vec<PathBuf>> {
         let redirect = xattr(path, "redirect")?;
         match xattr(path, "opaque")?.as_deref() {
             None => {}
-            Some(b"y" | b"x") if redirect.is_some() => self.fault(path, "both opaque and redirected"),
+            Some(b"y" | b"x") if redirect.is_some() => {
+                self.fault(path, "both opaque and redirected")
+            }
             Some(b"y") => return Ok(Vec::new()),
             Some(b"x") => {}
-            Some(other) => self.fault(path, &format!("opaque is {:?}", other.escape_ascii().to_string())),
+            Some(other) => self.fault(
+                path,
+                &format!("opaque is {:?}", other.escape_ascii().to_string()),
+            ),
         }
-        let Some(target) = redirect else { return Ok(same_name) };
+        let Some(target) = redirect else {
+            return Ok(same_name);
+        };
         let found = match target.strip_prefix(b"/") {
             Some(target) => {
                 if target.len() >= 256 {
@@ -173,7 +209,10 @@ impl Checker<'_> {
             None => look(siblings, Path::new(std::ffi::OsStr::from_bytes(&target)))?.0,
         };
         if found.is_empty() {
-            self.fault(path, &format!("redirect {} leads nowhere", target.escape_ascii()));
+            self.fault(
+                path,
+                &format!("redirect {} leads nowhere", target.escape_ascii()),
+            );
         }
         Ok(found)
     }
@@ -207,17 +246,27 @@ impl Checker<'_> {
                 continue;
             };
             if meta.is_dir() || is_whiteout(&meta) {
-                self.fault(&path, "such index entries belong to nfs_export, which is off");
+                self.fault(
+                    &path,
+                    "such index entries belong to nfs_export, which is off",
+                );
                 continue;
             }
             if xattr(&path, "origin")?.as_deref() != Some(&handle[..]) {
                 self.fault(&path, "its origin is not its name");
             }
-            let Some(lower) = handle.get(HEADER..).and_then(|handle| self.handles.get(handle)).copied() else {
+            let Some(lower) = handle
+                .get(HEADER..)
+                .and_then(|handle| self.handles.get(handle))
+                .copied()
+            else {
                 self.fault(&path, "leads to nothing in the lowers");
                 continue;
             };
-            match xattr(&path, "nlink")?.as_deref().and_then(|value| nlink(value, meta.nlink(), lower)) {
+            match xattr(&path, "nlink")?
+                .as_deref()
+                .and_then(|value| nlink(value, meta.nlink(), lower))
+            {
                 None => self.fault(&path, "has no nlink, or one that can't be read"),
                 Some(..=0) => self.fault(&path, "is dangling: no name leads to it"),
                 Some(_) => {}
@@ -230,7 +279,11 @@ impl Checker<'_> {
 /// The link count that `overlay.nlink` stands for.
 fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
     let (base, difference) = value.split_first()?;
-    let difference: i64 = std::str::from_utf8(difference).ok()?.trim_start_matches('+').parse().ok()?;
+    let difference: i64 = std::str::from_utf8(difference)
+        .ok()?
+        .trim_start_matches('+')
+        .parse()
+        .ok()?;
     match base {
         b'U' => Some(upper as i64 + difference),
         b'L' => Some(lower as i64 + difference),
@@ -243,5 +296,8 @@ fn unhex(text: &[u8]) -> Option<Vec<u8>> {
     if text.is_empty() || !text.len().is_multiple_of(2) {
         return None;
     }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok())
+        .collect()
 }
