@@ -1,14 +1,15 @@
 //! File contents: reading, writing, holes, syncing. By node, not by handle: the kernel doesn't
 //! tell us of opens on a cached connection.
 
+use dashmap::mapref::entry::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Overlay;
-use super::attr::{Kind, stat_at};
+use super::attr::{Kind, SetTime, Timestamp, stat_at, to_timespec};
 use super::copy_up::CopyData;
 use super::fds::FdKey;
 use super::metadata::Unprivileged;
@@ -104,10 +105,9 @@ impl Overlay {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
-        let before = match how.keep_mtime {
-            true => Some(stat_at(fd.as_fd(), OsStr::new(""))?.stx_mtime),
-            false => None,
-        };
+        if how.keep_mtime {
+            self.remember_mtime(&node, fd.as_fd())?;
+        }
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -119,14 +119,26 @@ impl Overlay {
             }
         }
         self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
-        if let Some(t) = before {
-            let mtime = TimeSpec::At {
-                sec: t.tv_sec,
-                nsec: t.tv_nsec,
-            };
+        if how.keep_mtime
+            && let Some(mtime) = self.mtimes.get(&node.id)
+        {
+            // With the entry locked: a SETATTR that comes meanwhile has the last word.
+            let mtime = to_timespec(Some(SetTime::At(*mtime)));
             sysfs::utimens_at(fd.as_fd(), OsStr::new(""), TimeSpec::Omit, mtime)?;
         }
         Ok(done)
+    }
+
+    /// Notes the modification time that the kernel knows, before a write of its cache changes it.
+    fn remember_mtime(&self, node: &Node, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        if let Entry::Vacant(slot) = self.mtimes.entry(node.id) {
+            let t = stat_at(fd, OsStr::new(""))?.stx_mtime;
+            slot.insert(Timestamp {
+                sec: t.tv_sec,
+                nsec: t.tv_nsec,
+            });
+        }
+        Ok(())
     }
 
     /// fallocate with the mode bits of fallocate(2).
@@ -146,6 +158,7 @@ impl Overlay {
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
+        self.mtimes.remove(&node.id);
         self.clear_suidgid(fd.as_fd(), unprivileged)
     }
 
@@ -193,6 +206,7 @@ impl Overlay {
                 length,
             )
         })?;
+        self.mtimes.remove(&target.id);
         self.clear_suidgid(target_fd.as_fd(), unprivileged)?;
         Ok(copied as u64)
     }
@@ -250,11 +264,7 @@ impl Overlay {
 }
 
 /// Opens one file for I/O; the access check was the kernel's.
-fn open_for(
-    dir: std::os::fd::BorrowedFd<'_>,
-    name: &std::ffi::OsStr,
-    access: OFlags,
-) -> Result<OwnedFd, Errno> {
+fn open_for(dir: BorrowedFd<'_>, name: &OsStr, access: OFlags) -> Result<OwnedFd, Errno> {
     if name.is_empty() {
         return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
     }

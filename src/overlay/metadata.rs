@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
 use super::copy_up::CopyData;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
@@ -120,6 +120,7 @@ impl Overlay {
             }
             let fd = self.write_fd(&node)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
+            self.mtimes.remove(&node.id);
             self.clear_suidgid(fd.as_fd(), unprivileged)?;
         }
         let st = self.with_object(&node, |dir, name| {
@@ -130,8 +131,18 @@ impl Overlay {
                 sysfs::chmod_at(dir, name, perm & 0o7777)?;
             }
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
-            if atime != TimeSpec::Omit || mtime != TimeSpec::Omit {
-                sysfs::utimens_at(dir, name, atime, mtime)?;
+            match (atime, set.mtime) {
+                (TimeSpec::Omit, None) => {}
+                (_, Some(SetTime::At(t))) if node.kind == Kind::File => {
+                    // Cached writes that are under way set this time again: see `write`.
+                    let mut known = self.mtimes.entry(node.id).or_insert(t);
+                    *known = t;
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
+                _ => {
+                    self.mtimes.remove(&node.id);
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
             }
             stat_at(dir, name)
         })?;
