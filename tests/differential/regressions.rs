@@ -7,7 +7,7 @@ use super::model::Node::{Chr, Dir, File, Link as Name};
 use super::model::Op::*;
 use super::model::Rn::{RnExchange, RnPlain};
 use super::model::Sk::SkHole;
-use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, b, e};
+use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, Tm, b, e};
 use super::mounts::{Disks, Subject};
 use super::run::{Source, run};
 
@@ -239,4 +239,118 @@ fn an_mtime_survives_a_remount_to_the_nanosecond() {
         vec![],
         ops,
     );
+}
+
+fn linked() -> Vec<Entry> {
+    vec![dir(b"d", 0o777), file(b"x", 0o644, ROOT), link(b"y", b"x")]
+}
+
+fn open(h: usize, path: &[u8], flags: i32) -> Op {
+    Open {
+        h,
+        path: b(path),
+        flags: O(flags),
+        mode: M(0o644),
+    }
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_the_name_it_was_linked_from_goes() {
+    let ops = vec![
+        Link {
+            from: b(b"y"),
+            to: b(b"d/new"),
+            follow: false,
+        },
+        open(0, b"d/new", libc::O_RDWR),
+        Unlink(b(b"y")),
+        Ftruncate { h: 0, len: 2304 },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_its_name_goes_and_another_is_in_the_lower() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Fchown {
+            h: 0,
+            uid: 1000,
+            gid: 2000,
+        },
+        Unlink(b(b"x")),
+        Futimens {
+            h: 0,
+            atime: Tm::Omit,
+            mtime: Tm::At(THEN),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_all_its_names_go() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"y")),
+        Unlink(b(b"x")),
+        Ftruncate { h: 0, len: 0 },
+        Fstat(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_its_renamed_name_goes() {
+    let ops = vec![
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/g"),
+            how: RnPlain,
+        },
+        open(0, b"d/g", libc::O_RDONLY),
+        Unlink(b(b"d/g")),
+        Fchmod {
+            h: 0,
+            mode: M(0o444),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_read_after_another_name_was_renamed_and_unlinked() {
+    let ops = vec![
+        open(0, b"y", libc::O_RDWR),
+        Pread {
+            h: 0,
+            off: 0,
+            len: 100,
+        },
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/g"),
+            how: RnPlain,
+        },
+        Unlink(b(b"d/g")),
+        open(1, b"y", libc::O_RDWR),
+        MmapKeep { h: 1, m: 0 },
+        Cat(b(b"y")),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn truncating_by_a_user_clears_set_group_id() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Fchmod {
+            h: 0,
+            mode: M(0o2000),
+        },
+        As(1),
+        Ftruncate { h: 0, len: 0 },
+        Fstat(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
 }
