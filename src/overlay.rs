@@ -24,14 +24,15 @@
 
 pub(crate) mod attr;
 pub mod config;
-pub mod mountinfo;
 mod copy_up;
 mod create;
 mod fds;
 mod file;
 mod index;
 mod inos;
+mod intern;
 mod layer;
+mod listing;
 mod lookup;
 mod metadata;
 pub mod mountinfo;
@@ -48,7 +49,8 @@ mod xattrs;
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
 pub use config::{Config, RedirectDir, UpperDirs, Xino};
 pub use create::{Caller, NewNode};
-pub use metadata::FsStat;
+pub use file::WriteHow;
+pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
 pub use open::OpenError;
 pub use readdir::ListedEntry;
@@ -66,8 +68,8 @@ use crate::format::keys::Namespace;
 use fds::{FdCache, FdKey, PinBudget};
 use inos::InoMap;
 use layer::{DIR_PATH, DirFd, Layer, LowerLayers, open_names};
+use listing::ListingCache;
 use node::NodeTable;
-use readdir::ListingCache;
 use work::Work;
 
 /// The writable part of a mount.
@@ -121,7 +123,8 @@ impl Overlay {
     }
 
     pub(crate) fn release(&self, node: &Arc<Node>, count: u64) {
-        self.nodes.release(node, count, &mut |gone| self.drop_node(gone));
+        self.nodes
+            .release(node, count, &mut |gone| self.drop_node(gone));
     }
 
     /// Frees what a node held that nobody knows any more.
@@ -153,7 +156,11 @@ impl Overlay {
 
     /// The inode number that clients see.
     pub fn ino_of(&self, node: &Node) -> u64 {
-        if node.id == ROOT_ID { self.root_ino } else { node.id }
+        if node.id == ROOT_ID {
+            self.root_ino
+        } else {
+            node.id
+        }
     }
 
     /// An `O_PATH` descriptor of upper's part of a directory that is in upper.
@@ -189,7 +196,11 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        Err(if last == Errno::NOENT { Errno::STALE } else { last })
+        Err(if last == Errno::NOENT {
+            Errno::STALE
+        } else {
+            last
+        })
     }
 
     /// Opens the directory by the names of its ancestors, from the nearest one that is open.
@@ -201,7 +212,9 @@ impl Overlay {
             place.parent.clone()
         };
         let base = loop {
-            let Some(dir) = at else { return Err(Errno::NOENT) };
+            let Some(dir) = at else {
+                return Err(Errno::NOENT);
+            };
             if dir.id == ROOT_ID {
                 break DirFd::Root(upper.layer.root.as_fd());
             }

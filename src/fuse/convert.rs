@@ -28,7 +28,10 @@ pub(super) fn timestamp(t: SystemTime) -> Timestamp {
         Err(before) => {
             let d = before.duration();
             let sec = i64::try_from(d.as_secs()).map_or(i64::MIN, |s| -s);
-            Timestamp { sec, nsec: d.subsec_nanos() }
+            Timestamp {
+                sec,
+                nsec: d.subsec_nanos(),
+            }
         }
     }
 }
@@ -121,8 +124,14 @@ mod tests {
 
     #[test]
     fn times_before_1970_come_through_requests() {
-        for (sec, nsec) in [(-1, 0), (-1, 1), (-2, 999_999_999), (-4_000_000_000, 5), (0, 7), (5, 0)]
-        {
+        for (sec, nsec) in [
+            (-1, 0),
+            (-1, 1),
+            (-2, 999_999_999),
+            (-4_000_000_000, 5),
+            (0, 7),
+            (5, 0),
+        ] {
             let t = timestamp(as_fuser_decodes(sec, nsec));
             assert_eq!((t.sec, t.nsec), (sec, nsec));
         }
@@ -132,7 +141,9 @@ mod tests {
     fn times_before_1970_come_through_replies() {
         // fuser encodes with `duration_since`: seconds rounded down, nanoseconds forwards.
         for (sec, nsec) in [(-1i64, 250_000_000u32), (-5, 0), (-1, 999_999_999)] {
-            let before = UNIX_EPOCH.duration_since(system_time(Timestamp { sec, nsec })).unwrap();
+            let before = UNIX_EPOCH
+                .duration_since(system_time(Timestamp { sec, nsec }))
+                .unwrap();
             let total = -(before.as_nanos() as i128);
             assert_eq!(total, i128::from(sec) * 1_000_000_000 + i128::from(nsec));
         }
@@ -141,7 +152,10 @@ mod tests {
     #[test]
     fn any_time_is_converted() {
         for sec in [i64::MIN, i64::MIN + 1, i64::MAX] {
-            system_time(Timestamp { sec, nsec: 999_999_999 });
+            system_time(Timestamp {
+                sec,
+                nsec: 999_999_999,
+            });
         }
     }
 

@@ -109,7 +109,10 @@ impl Attr {
     /// Takes over what statx gave, under another inode number.
     pub(crate) fn from_statx(st: &Statx, ino: u64) -> Result<Attr, Errno> {
         let mode = u32::from(st.stx_mode);
-        let time = |t: rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
+        let time = |t: rustix::fs::StatxTimestamp| Timestamp {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec,
+        };
         Ok(Attr {
             ino,
             kind: Kind::from_mode(mode).ok_or(Errno::IO)?,
@@ -153,15 +156,33 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
-    /// Clear the set-id bits, because a caller without `CAP_FSETID` changes the size.
-    pub kill_suidgid: bool,
+}
+
+impl SetAttr {
+    /// Are all times that are to be set the ones that are there, and nothing else is to be set?
+    pub(crate) fn changes_nothing(&self, now: &Attr) -> bool {
+        let same = |set: Option<SetTime>, is: Timestamp| match set {
+            None => true,
+            Some(SetTime::At(t)) => t == is,
+            Some(SetTime::Now) => false,
+        };
+        self.perm.is_none()
+            && self.uid.is_none()
+            && self.gid.is_none()
+            && self.size.is_none()
+            && same(self.atime, now.atime)
+            && same(self.mtime, now.mtime)
+    }
 }
 
 pub(crate) fn to_timespec(t: Option<SetTime>) -> TimeSpec {
     match t {
         None => TimeSpec::Omit,
         Some(SetTime::Now) => TimeSpec::Now,
-        Some(SetTime::At(t)) => TimeSpec::At { sec: t.sec, nsec: t.nsec },
+        Some(SetTime::At(t)) => TimeSpec::At {
+            sec: t.sec,
+            nsec: t.nsec,
+        },
     }
 }
 

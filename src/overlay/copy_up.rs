@@ -92,8 +92,14 @@ impl Overlay {
         {
             self.set_mark(&built, OverlayKey::Origin, &origin.encode())?;
             if several && upper.work.index.is_some() {
-                let removed = self.unlinked_lowers.get(&node.id).map_or(0, |n| i64::from(*n));
-                let nlink = Nlink { base: NlinkBase::Lower, diff: -removed };
+                let removed = self
+                    .unlinked_lowers
+                    .get(&node.id)
+                    .map_or(0, |n| i64::from(*n));
+                let nlink = Nlink {
+                    base: NlinkBase::Lower,
+                    diff: -removed,
+                };
                 self.set_mark(&built, OverlayKey::Nlink, &nlink.encode())?;
                 hard_link = Some(origin.index_name());
             }
@@ -103,7 +109,11 @@ impl Overlay {
     }
 
     fn check_not_removed(&self, node: &Node) -> Result<(), Errno> {
-        if node.place.read().removed { Err(Errno::NOENT) } else { Ok(()) }
+        if node.place.read().removed {
+            Err(Errno::NOENT)
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes an overlay xattr on something that is being built.
@@ -137,7 +147,9 @@ impl Overlay {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         rustix::fs::mkdirat(work, &temp.name, Mode::RWXU)?;
-        self.with_object(node, |dir, name| self.copy_metadata(dir, name, work, &temp.name))?;
+        self.with_object(node, |dir, name| {
+            self.copy_metadata(dir, name, work, &temp.name)
+        })?;
         Ok(Built::Named(temp, None))
     }
 
@@ -215,7 +227,9 @@ impl Overlay {
                 continue;
             }
             let key = CString::new(key).map_err(|_| Errno::IO)?;
-            let Some(value) = xattr::get_at(from, from_name, &key)? else { continue };
+            let Some(value) = xattr::get_at(from, from_name, &key)? else {
+                continue;
+            };
             match xattr::set_at(to, to_name, &key, &value, SetFlags::Any) {
                 Ok(()) => {}
                 Err(e) if may_lose(key.as_bytes(), e, self.ns) => {
@@ -234,7 +248,7 @@ impl Overlay {
 
     /// The last touch on a copy: the times of the original.
     fn restore_times(&self, node: &Node, built: &Built<'_>) -> Result<(), Errno> {
-        let st = self.with_object(node, |dir, name| stat_at(dir, name))?;
+        let st = self.with_object(node, stat_at)?;
         self.with_built(built, |fd, name| set_times(fd, name, &st))
     }
 
@@ -274,7 +288,8 @@ impl Overlay {
             }
             let name = place.name.clone();
             self.publish_name(node, &mut place, parent_fd.as_fd(), &name, built)?;
-            self.listings.added(parent.id, &name, self.ino_of(node), node.kind);
+            self.listings
+                .added(parent.id, &name, self.ino_of(node), node.kind);
         }
         // The directory's contents did not change for anybody who looks at the merged tree.
         set_times(parent_fd.as_fd(), OsStr::new(""), &before)
@@ -344,7 +359,10 @@ impl Overlay {
             Built::Named(temp, fd) => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let work = upper.work.dir.as_fd();
-                (rustix::fs::openat(work, &temp.name, flags, Mode::empty())?, fd.is_some())
+                (
+                    rustix::fs::openat(work, &temp.name, flags, Mode::empty())?,
+                    fd.is_some(),
+                )
             }
         };
         if place.index().is_none() {
@@ -361,12 +379,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn link_into_index(
-        &self,
-        upper: &Upper,
-        built: &Built<'_>,
-        index: &str,
-    ) -> Result<(), Errno> {
+    fn link_into_index(&self, upper: &Upper, built: &Built<'_>, index: &str) -> Result<(), Errno> {
         let dir = upper.work.index.as_ref().ok_or(Errno::IO)?;
         match built {
             Built::Unnamed(fd) => sysfs::link_fd_at(fd.as_fd(), dir.as_fd(), index.as_ref()),
@@ -403,16 +416,17 @@ fn may_lose(key: &[u8], error: Errno, ns: crate::format::keys::Namespace) -> boo
         Errno::OPNOTSUPP => !protects,
         // Without privileges, capabilities and labels of other users' files can't be copied; the
         // file has less rights then, not more.
-        Errno::PERM | Errno::ACCESS => {
-            !protects && ns == crate::format::keys::Namespace::User
-        }
+        Errno::PERM | Errno::ACCESS => !protects && ns == crate::format::keys::Namespace::User,
         _ => false,
     }
 }
 
 /// Sets access and modification time as in `st`.
 pub(crate) fn set_times(fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
-    let at = |t: rustix::fs::StatxTimestamp| TimeSpec::At { sec: t.tv_sec, nsec: t.tv_nsec };
+    let at = |t: rustix::fs::StatxTimestamp| TimeSpec::At {
+        sec: t.tv_sec,
+        nsec: t.tv_nsec,
+    };
     sysfs::utimens_at(fd, name, at(st.stx_atime), at(st.stx_mtime))
 }
 
@@ -472,12 +486,7 @@ pub(crate) fn copy_data(
 }
 
 /// Copies bytes `start..end` to the same place.
-fn copy_range(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> Result<(), Errno> {
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
     const STEP: u64 = 64 << 20;
     let (mut source, mut target) = (start, start);
     while source < end {
@@ -487,8 +496,13 @@ fn copy_range(
             Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
             // Not between these two: by hand.
             Err(
-                Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::BADF
-                | Errno::PERM | Errno::IO,
+                Errno::XDEV
+                | Errno::OPNOTSUPP
+                | Errno::INVAL
+                | Errno::NOSYS
+                | Errno::BADF
+                | Errno::PERM
+                | Errno::IO,
             ) => break,
             Err(e) => return Err(e),
         }

@@ -176,9 +176,16 @@ impl Overlay {
         fd: Option<OwnedFd>,
     ) -> Result<(Arc<Node>, Attr), Errno> {
         let what = if Kind::from_mode(u32::from(st.stx_mode)) == Some(Kind::Dir) {
-            FoundKind::Dir { lowers: Vec::new(), redirect: None, xattr_whiteouts: false }
+            FoundKind::Dir {
+                lowers: Vec::new(),
+                redirect: None,
+                xattr_whiteouts: false,
+            }
         } else {
-            FoundKind::Other { lower: None, index: None }
+            FoundKind::Other {
+                lower: None,
+                index: None,
+            }
         };
         let found = Found {
             stat: *st,
@@ -188,7 +195,8 @@ impl Overlay {
             what,
         };
         let node = self.intern(parent, name, &found)?;
-        self.listings.added(parent.id, name, self.ino_of(&node), node.kind);
+        self.listings
+            .added(parent.id, name, self.ino_of(&node), node.kind);
         if let Some(part) = &node.dir {
             part.aufs.set(false);
             part.impure.set(false);
@@ -217,16 +225,27 @@ impl Overlay {
         fd: BorrowedFd<'_>,
         mode: u32,
     ) -> Result<Ownership, Errno> {
-        let umask = if self.has_default_acl(dir, fd)? { 0 } else { caller.umask };
+        let umask = if self.has_default_acl(dir, fd)? {
+            0
+        } else {
+            caller.umask
+        };
         let mode = mode & 0o7777 & !umask;
-        let (euid, egid) =
-            (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (euid, egid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
         let natural = caller.uid == euid && caller.gid == egid;
         let mut gid = Some(caller.gid);
         if !natural && stat_at(fd, OsStr::new(""))?.stx_mode & 0o2000 != 0 {
             gid = None;
         }
-        Ok(Ownership { uid: caller.uid, gid, mode, natural })
+        Ok(Ownership {
+            uid: caller.uid,
+            gid,
+            mode,
+            natural,
+        })
     }
 
     /// Makes the object at its place, where nothing may be. Files get their owner before they get
@@ -242,8 +261,11 @@ impl Overlay {
         let mode = Mode::from_raw_mode(owner.mode);
         match what {
             NewNode::File if owner.natural || !upper.work.tmpfile => {
-                let flags =
-                    OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags = OFlags::RDWR
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name, flags, mode)?;
                 if !owner.natural {
                     self.own(dir, name, owner, 0)?;
@@ -262,7 +284,11 @@ impl Overlay {
             _ => rustix::fs::mknodat(dir, name, what.file_type(), mode, what.device())?,
         }
         if !owner.natural {
-            let remove = if matches!(what, NewNode::Dir) { AtFlags::REMOVEDIR.bits() } else { 0 };
+            let remove = if matches!(what, NewNode::Dir) {
+                AtFlags::REMOVEDIR.bits()
+            } else {
+                0
+            };
             self.own(dir, name, owner, remove)?;
         }
         Ok(None)
@@ -299,7 +325,12 @@ impl Overlay {
     ) -> Result<Option<OwnedFd>, Errno> {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
-        let plain = Ownership { uid: owner.uid, gid: owner.gid, mode: owner.mode, natural: true };
+        let plain = Ownership {
+            uid: owner.uid,
+            gid: owner.gid,
+            mode: owner.mode,
+            natural: true,
+        };
         let made = self.create_direct(work, &temp.name, what, &plain, upper)?;
         let parent = stat_at(dir, OsStr::new(""))?;
         let set_gid = parent.stx_mode & 0o2000 != 0;
@@ -424,7 +455,8 @@ impl Overlay {
                 other => other,
             }
         })?;
-        self.listings.added(parent.id, new_name, self.ino_of(&node), node.kind);
+        self.listings
+            .added(parent.id, new_name, self.ino_of(&node), node.kind);
         let st = stat_at(to.as_fd(), new_name)?;
         let found = Found {
             stat: st,

@@ -35,7 +35,9 @@ impl FdCache {
     pub(crate) fn new(capacity: usize) -> FdCache {
         let per_shard = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
         let shard = || Mutex::new(LruCache::with_hasher(per_shard, Default::default()));
-        FdCache { shards: (0..SHARDS).map(|_| shard()).collect() }
+        FdCache {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+        }
     }
 
     fn shard(&self, key: FdKey) -> &Mutex<LruCache<FdKey, Arc<OwnedFd>>> {
@@ -97,7 +99,10 @@ pub(crate) struct PinBudget {
 
 impl PinBudget {
     pub(crate) fn new(limit: usize) -> Arc<PinBudget> {
-        Arc::new(PinBudget { used: AtomicUsize::new(0), limit })
+        Arc::new(PinBudget {
+            used: AtomicUsize::new(0),
+            limit,
+        })
     }
 
     /// Takes one place; `None` when all are taken.

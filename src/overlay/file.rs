@@ -3,14 +3,27 @@
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Overlay;
-use super::attr::Kind;
+use super::attr::{Kind, stat_at};
 use super::copy_up::CopyData;
 use super::fds::FdKey;
+use super::metadata::Unprivileged;
 use super::node::Node;
+use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// Circumstances of a write.
+#[derive(Clone, Copy, Default)]
+pub struct WriteHow<'a> {
+    /// The caller lacks `CAP_FSETID`.
+    pub unprivileged: Unprivileged<'a>,
+    /// The modification time stays: the kernel's cache has its own, which it sends when it is not
+    /// the one that we know.
+    pub keep_mtime: bool,
+}
 
 impl Overlay {
     fn file_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
@@ -86,11 +99,15 @@ impl Overlay {
         id: u64,
         offset: u64,
         data: &[u8],
-        kill_suidgid: bool,
+        how: WriteHow<'_>,
     ) -> Result<usize, Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
+        let before = match how.keep_mtime {
+            true => Some(stat_at(fd.as_fd(), OsStr::new(""))?.stx_mtime),
+            false => None,
+        };
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -101,8 +118,13 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        if kill_suidgid {
-            self.clear_suidgid(fd.as_fd())?;
+        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        if let Some(t) = before {
+            let mtime = TimeSpec::At {
+                sec: t.tv_sec,
+                nsec: t.tv_nsec,
+            };
+            sysfs::utimens_at(fd.as_fd(), OsStr::new(""), TimeSpec::Omit, mtime)?;
         }
         Ok(done)
     }
@@ -111,12 +133,20 @@ impl Overlay {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for what upper's file system can't, and its other errors.
-    pub fn fallocate(&self, id: u64, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+    pub fn fallocate(
+        &self,
+        id: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<(), Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
+        self.clear_suidgid(fd.as_fd(), unprivileged)
     }
 
     /// The next data or hole at or after `offset`.
@@ -127,7 +157,11 @@ impl Overlay {
         let node = self.file_node(id)?;
         let fd = self.read_fd(&node)?;
         // SEEK_DATA and SEEK_HOLE give the answer as result; the offset itself is nobody's.
-        let to = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+        let to = if hole {
+            SeekFrom::Hole(offset)
+        } else {
+            SeekFrom::Data(offset)
+        };
         rustix::fs::seek(&*fd, to)
     }
 
@@ -138,11 +172,10 @@ impl Overlay {
     /// page cache.
     pub fn copy_range(
         &self,
-        from: u64,
-        from_offset: u64,
-        to: u64,
-        to_offset: u64,
+        (from, from_offset): (u64, u64),
+        (to, to_offset): (u64, u64),
         length: u64,
+        unprivileged: Unprivileged<'_>,
     ) -> Result<u64, Errno> {
         let source = self.file_node(from)?;
         let target = self.file_node(to)?;
@@ -151,7 +184,7 @@ impl Overlay {
         let target_fd = self.write_fd(&target)?;
         let (mut source_at, mut target_at) = (from_offset, to_offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
-        rustix::io::retry_on_intr(|| {
+        let copied = rustix::io::retry_on_intr(|| {
             rustix::fs::copy_file_range(
                 &*source_fd,
                 Some(&mut source_at),
@@ -159,8 +192,9 @@ impl Overlay {
                 Some(&mut target_at),
                 length,
             )
-        })
-        .map(|n| n as u64)
+        })?;
+        self.clear_suidgid(target_fd.as_fd(), unprivileged)?;
+        Ok(copied as u64)
     }
 
     /// Makes the contents (and, unless `data_only`, the attributes) of a file or the names in a
@@ -182,7 +216,11 @@ impl Overlay {
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => self.read_fd(&node)?,
                 Err(e) => return Err(e),
             };
-            return if data_only { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) };
+            return if data_only {
+                rustix::fs::fdatasync(&*fd)
+            } else {
+                rustix::fs::fsync(&*fd)
+            };
         }
         if node.kind == Kind::Dir && self.upper.is_some() {
             let fd = self.upper_dir_fd(&node)?;

@@ -40,7 +40,12 @@ impl Overlay {
     /// of the lowers lies on that file system.
     pub(crate) fn origin_identity(&self, origin: &OverlayHandle) -> Option<(u64, u64)> {
         let ino = origin.ino()?;
-        let mut devs = self.lowers.layers.iter().filter(|l| l.uuid == origin.uuid).map(|l| l.dev);
+        let mut devs = self
+            .lowers
+            .layers
+            .iter()
+            .filter(|l| l.uuid == origin.uuid)
+            .map(|l| l.dev);
         let dev = devs.next()?;
         // Two file systems with one uuid: nobody can tell which is meant.
         devs.all(|d| d == dev).then_some((dev, ino))
@@ -57,7 +62,9 @@ impl Overlay {
         };
         let name = origin.index_name();
         let found = stat_opt(index.as_fd(), name.as_ref())?;
-        Ok(found.filter(|st| st.stx_ino == upper_ino).map(|_| name.into()))
+        Ok(found
+            .filter(|st| st.stx_ino == upper_ino)
+            .map(|_| name.into()))
     }
 
     /// The index entry of a lower file: its name and what it is in upper.
@@ -71,10 +78,14 @@ impl Overlay {
             return Ok(None);
         };
         let uuid = self.lowers.layer(at).uuid;
-        let Some(handle) = handle_at(dir, name, uuid)? else { return Ok(None) };
+        let Some(handle) = handle_at(dir, name, uuid)? else {
+            return Ok(None);
+        };
         let hex = handle.index_name();
         let found = stat_opt(index.as_fd(), hex.as_ref())?;
-        Ok(found.filter(|st| !super::attr::is_whiteout(st)).map(|st| (hex.into(), st)))
+        Ok(found
+            .filter(|st| !super::attr::is_whiteout(st))
+            .map(|st| (hex.into(), st)))
     }
 
     /// How many names the merged tree shows of a file that is in the index.
@@ -84,7 +95,9 @@ impl Overlay {
         let Some(value) = xattr::get_at(index.as_fd(), hex.as_ref(), key)? else {
             return Ok(upper.stx_nlink.saturating_sub(1));
         };
-        let Ok(nlink) = Nlink::parse(&value) else { return Ok(upper.stx_nlink) };
+        let Ok(nlink) = Nlink::parse(&value) else {
+            return Ok(upper.stx_nlink);
+        };
         let base = match nlink.base {
             NlinkBase::Upper => i64::from(upper.stx_nlink),
             NlinkBase::Lower => i64::from(self.lower_nlink(hex)?.unwrap_or(upper.stx_nlink)),
@@ -95,8 +108,12 @@ impl Overlay {
     /// `st_nlink` of the lower file that an index entry was copied from.
     fn lower_nlink(&self, hex: &str) -> Result<Option<u32>, Errno> {
         use rustix::fs::OFlags;
-        let handle = OverlayHandle::parse_index_name(OsStr::new(hex)).ok().flatten();
-        let Some(handle) = handle else { return Ok(None) };
+        let handle = OverlayHandle::parse_index_name(OsStr::new(hex))
+            .ok()
+            .flatten();
+        let Some(handle) = handle else {
+            return Ok(None);
+        };
         let raw = crate::sys::handle::RawHandle {
             handle_type: handle.handle_type,
             bytes: handle.bytes.clone(),
@@ -104,7 +121,9 @@ impl Overlay {
         for layer in self.lowers.layers.iter().filter(|l| l.uuid == handle.uuid) {
             match crate::sys::handle::open_by_handle_at(layer.root.as_fd(), &raw, OFlags::PATH) {
                 Ok(fd) => {
-                    return Ok(Some(super::attr::stat_at(fd.as_fd(), OsStr::new(""))?.stx_nlink));
+                    return Ok(Some(
+                        super::attr::stat_at(fd.as_fd(), OsStr::new(""))?.stx_nlink,
+                    ));
                 }
                 Err(Errno::PERM | Errno::STALE | Errno::BADF | Errno::NOENT | Errno::NOSYS) => {}
                 Err(e) => return Err(e),
@@ -116,7 +135,9 @@ impl Overlay {
     /// Stores the number of names relative to upper's link count, which the next step changes
     /// together with it (`ovl_nlink_start`). Gives the number before that step.
     pub(crate) fn begin_nlink(&self, place: &Place, upper: &Statx) -> Result<Option<u32>, Errno> {
-        let Some(hex) = place.index() else { return Ok(None) };
+        let Some(hex) = place.index() else {
+            return Ok(None);
+        };
         let shown = self.indexed_nlink(hex, upper)?;
         self.store_nlink(hex, i64::from(shown) - i64::from(upper.stx_nlink))?;
         Ok(Some(shown))
@@ -125,7 +146,11 @@ impl Overlay {
     /// Writes `overlay.nlink` as a difference to upper's link count.
     pub(crate) fn store_nlink(&self, hex: &str, diff: i64) -> Result<(), Errno> {
         let index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
-        let value = Nlink { base: NlinkBase::Upper, diff }.encode();
+        let value = Nlink {
+            base: NlinkBase::Upper,
+            diff,
+        }
+        .encode();
         let key = self.ns.key(OverlayKey::Nlink);
         xattr::set_at(index.as_fd(), hex.as_ref(), key, &value, SetFlags::Any)
     }
@@ -133,7 +158,9 @@ impl Overlay {
     /// Marks upper's part of a directory as holding entries with an origin: a listing then has to
     /// look their inode numbers up.
     pub(crate) fn mark_impure(&self, dir: &Node) -> Result<(), Errno> {
-        let Some(part) = dir.dir.as_deref() else { return Err(Errno::NOTDIR) };
+        let Some(part) = dir.dir.as_deref() else {
+            return Err(Errno::NOTDIR);
+        };
         if part.impure.get() == Some(true) || !self.upper_xattrs {
             return Ok(());
         }
@@ -146,7 +173,9 @@ impl Overlay {
 
     /// Is upper's part of a directory marked impure?
     pub(crate) fn is_impure(&self, dir: &Node) -> Result<bool, Errno> {
-        let Some(part) = dir.dir.as_deref() else { return Ok(false) };
+        let Some(part) = dir.dir.as_deref() else {
+            return Ok(false);
+        };
         if let Some(known) = part.impure.get() {
             return Ok(known);
         }

@@ -36,9 +36,18 @@ impl InoMap {
     pub(crate) fn new(devs: Vec<(u64, u32)>, narrow: bool) -> InoMap {
         let one = devs.iter().all(|d| d.0 == devs[0].0);
         let highest = devs.iter().map(|d| d.1).max().unwrap_or(0);
-        let bits = if narrow { 32 } else { highest.max(1).ilog2() + 2 };
+        let bits = if narrow {
+            32
+        } else {
+            highest.max(1).ilog2() + 2
+        };
         let shift = (!one).then_some(64 - bits);
-        InoMap { devs, shift, table: DashMap::new(), next: AtomicU64::new(1) }
+        InoMap {
+            devs,
+            shift,
+            table: DashMap::new(),
+            next: AtomicU64::new(1),
+        }
     }
 
     /// The `st_ino` for the object `ino` on the file system with this `st_dev`.
@@ -50,14 +59,17 @@ impl InoMap {
             (Some(fsid), Some(shift)) if ino > 1 && ino >> shift == 0 => {
                 ino | (u64::from(fsid) << shift << 1)
             }
-            _ => self.from_table(TableKey::Object(dev, ino)),
+            _ => self.table_number(TableKey::Object(dev, ino)),
         }
     }
 
     /// A number for something that can't have the one it should.
-    pub(crate) fn from_table(&self, key: TableKey) -> u64 {
+    pub(crate) fn table_number(&self, key: TableKey) -> u64 {
         let base = self.shift.map_or(1 << 62, |s| 1 << s);
-        *self.table.entry(key).or_insert_with(|| base | self.next.fetch_add(1, Ordering::Relaxed))
+        *self
+            .table
+            .entry(key)
+            .or_insert_with(|| base | self.next.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The number that was given for this key, if one was.
@@ -67,7 +79,7 @@ impl InoMap {
 
     /// A number for the lower object at `name` in the directory with id `parent`.
     pub(crate) fn for_name(&self, parent: u64, name: &OsStr) -> u64 {
-        self.from_table(TableKey::Name(parent, name.to_os_string()))
+        self.table_number(TableKey::Name(parent, name.to_os_string()))
     }
 }
 

@@ -11,12 +11,16 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use super::fds::{FdCache, FdKey};
 
 /// The flags that a directory is opened with to reach what is in it.
-pub(crate) const DIR_PATH: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(crate) const DIR_PATH: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// The flags that a directory is opened with to be listed or synced.
-pub(crate) const DIR_READ: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(crate) const DIR_READ: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// One layer of the mount. Immutable after the mount.
 pub(crate) struct Layer {
@@ -26,8 +30,6 @@ pub(crate) struct Layer {
     pub root: OwnedFd,
     /// `st_dev` of its root.
     pub dev: u64,
-    /// The file system that it lies on: an index into the mount's table.
-    pub fsid: u32,
     /// The uuid of that file system, zeros where it has none.
     pub uuid: [u8; 16],
 }
@@ -58,7 +60,11 @@ impl AufsFlag {
     }
 
     pub(crate) fn set(&self, present: bool) {
-        let value = if present { AufsMarks::Present } else { AufsMarks::Absent };
+        let value = if present {
+            AufsMarks::Present
+        } else {
+            AufsMarks::Absent
+        };
         self.0.store(value as u8, Ordering::Release);
     }
 }
@@ -127,12 +133,12 @@ pub(crate) struct LowerLayers {
 }
 
 impl LowerLayers {
-    pub(crate) fn new(
-        layers: Vec<Layer>,
-        merged: usize,
-        roots: Vec<Arc<LowerDir>>,
-    ) -> LowerLayers {
-        LowerLayers { layers, merged, roots }
+    pub(crate) fn new(layers: Vec<Layer>, merged: usize, roots: Vec<Arc<LowerDir>>) -> LowerLayers {
+        LowerLayers {
+            layers,
+            merged,
+            roots,
+        }
     }
 
     pub(crate) fn layer(&self, dir: &LowerDir) -> &Layer {
@@ -226,7 +232,12 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result<Owne
     let mut fd: Option<OwnedFd> = None;
     for name in path.as_bytes().split(|b| *b == b'/') {
         let at = fd.as_ref().map_or(dir, |f| f.as_fd());
-        fd = Some(rustix::fs::openat(at, OsStr::from_bytes(name), flags, Mode::empty())?);
+        fd = Some(rustix::fs::openat(
+            at,
+            OsStr::from_bytes(name),
+            flags,
+            Mode::empty(),
+        )?);
     }
     fd.ok_or(Errno::NOENT)
 }

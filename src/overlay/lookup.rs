@@ -11,11 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{Attr, Kind, dev_of, is_dir, is_file, is_whiteout, stat_opt};
-use super::inos::TableKey;
+use super::attr::{dev_of, is_dir, is_file, is_whiteout, stat_opt};
 use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
-use super::node::{DirPart, Interned, LowerFile, Node, Place};
-use super::readdir::{Hint, Top};
+use super::listing::{Hint, Top};
+use super::node::{DirPart, LowerFile, Node};
 use super::{Overlay, RedirectDir};
 use crate::format::handle::OverlayHandle;
 use crate::format::keys::OverlayKey;
@@ -37,8 +36,15 @@ pub(crate) struct Found {
 }
 
 pub(crate) enum FoundKind {
-    Dir { lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>, xattr_whiteouts: bool },
-    Other { lower: Option<LowerFile>, index: Option<Box<str>> },
+    Dir {
+        lowers: Vec<Arc<LowerDir>>,
+        redirect: Option<Redirect>,
+        xattr_whiteouts: bool,
+    },
+    Other {
+        lower: Option<LowerFile>,
+        index: Option<Box<str>>,
+    },
 }
 
 /// The marks on one directory of one layer.
@@ -77,6 +83,7 @@ impl SearchPath {
 }
 
 /// One layer's answer for a single name.
+#[allow(clippy::large_enum_variant)] // lives on the stack for a moment; a box would cost more
 enum Single {
     Absent,
     /// Hidden: the search ends here.
@@ -179,7 +186,9 @@ impl Overlay {
                     }
                     let path = path.clone();
                     match self.walk_from_root(layer, &path, &mut search)? {
-                        Walked::Dir(at, stop) => (at, path.last().cloned().unwrap_or_default(), stop),
+                        Walked::Dir(at, stop) => {
+                            (at, path.last().cloned().unwrap_or_default(), stop)
+                        }
                         Walked::Absent => {
                             layer += 1;
                             continue;
@@ -220,14 +229,24 @@ impl Overlay {
         let fd = fd.as_fd();
         // In the last layer there is nothing that marks could hide or lead to.
         let last = usize::from(at.layer) + 1 == self.lowers.merged;
-        let marks = if last { DirMarks::default() } else { self.dir_marks(fd, name)? };
+        let marks = if last {
+            DirMarks::default()
+        } else {
+            self.dir_marks(fd, name)?
+        };
         let mut stop = marks.opaque;
         // `.wh.NAME` beside NAME in one layer hides NAME of the layers below only.
         if !stop && !last && self.aufs_probe(fd, name, &at.aufs)? {
             stop = true;
         }
         let key = (dev_of(&st), st.stx_ino);
-        let dir = LowerDir::new(at.layer, key, Some(Arc::clone(at)), name, marks.xattr_whiteouts);
+        let dir = LowerDir::new(
+            at.layer,
+            key,
+            Some(Arc::clone(at)),
+            name,
+            marks.xattr_whiteouts,
+        );
         lowers.push((dir, st));
         if let Some(redirect) = &marks.redirect {
             *search = search.redirected(redirect);
@@ -268,7 +287,13 @@ impl Overlay {
                 *search = SearchPath::FromRoot(changed);
             }
             let key = (dev_of(&st), st.stx_ino);
-            at = LowerDir::new(at.layer, key, Some(Arc::clone(&at)), name, marks.xattr_whiteouts);
+            at = LowerDir::new(
+                at.layer,
+                key,
+                Some(Arc::clone(&at)),
+                name,
+                marks.xattr_whiteouts,
+            );
         }
         // After an opaque directory on the way, layers below can't add to what is found here.
         Ok(Walked::Dir(at, stop))
@@ -287,7 +312,11 @@ impl Overlay {
             Some(st) if xattr_whiteouts && is_file(&st) && st.stx_size == 0 => {
                 let key = self.ns.key(OverlayKey::Whiteout);
                 let hidden = xattr::has_at(fd, name, key)?;
-                Ok(if hidden { Single::Whiteout } else { Single::Object(st) })
+                Ok(if hidden {
+                    Single::Whiteout
+                } else {
+                    Single::Object(st)
+                })
             }
             Some(st) => Ok(Single::Object(st)),
             None if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
@@ -296,17 +325,14 @@ impl Overlay {
     }
 
     /// Is there a `.wh.NAME`?
-    fn aufs_probe(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-        aufs: &AufsFlag,
-    ) -> Result<bool, Errno> {
+    fn aufs_probe(&self, fd: BorrowedFd<'_>, name: &OsStr, aufs: &AufsFlag) -> Result<bool, Errno> {
         if aufs.get() == AufsMarks::Absent {
             return Ok(false);
         }
         // A name too long for the mark has none.
-        let Some(mark) = whiteout_name(name) else { return Ok(false) };
+        let Some(mark) = whiteout_name(name) else {
+            return Ok(false);
+        };
         Ok(stat_opt(fd, OsStr::from_bytes(&mark))?.is_some())
     }
 
@@ -314,11 +340,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EPERM` for a redirect when redirects are not followed, as the kernel does.
-    pub(crate) fn dir_marks(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<DirMarks, Errno> {
+    pub(crate) fn dir_marks(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<DirMarks, Errno> {
         let mut marks = DirMarks::default();
         let mut value = [0u8; 4];
         for attr in xattr::list_at(fd, name)?.split(|b| *b == 0) {
@@ -412,7 +434,10 @@ impl Overlay {
         st: Statx,
     ) -> Result<Found, Errno> {
         let identity = (dev_of(&st), st.stx_ino);
-        let lower = LowerFile { dir: Arc::clone(at), name: Some(name.into()) };
+        let lower = LowerFile {
+            dir: Arc::clone(at),
+            name: Some(name.into()),
+        };
         if st.stx_nlink > 1
             && let Some((hex, upper)) = self.find_index(fd.as_fd(), name, at)?
         {
@@ -421,7 +446,10 @@ impl Overlay {
                 upper_ino: upper.stx_ino,
                 upper_alias: false,
                 identity,
-                what: FoundKind::Other { lower: Some(lower), index: Some(hex) },
+                what: FoundKind::Other {
+                    lower: Some(lower),
+                    index: Some(hex),
+                },
             });
         }
         Ok(Found {
@@ -429,162 +457,11 @@ impl Overlay {
             upper_ino: 0,
             upper_alias: false,
             identity,
-            what: FoundKind::Other { lower: Some(lower), index: None },
+            what: FoundKind::Other {
+                lower: Some(lower),
+                index: None,
+            },
         })
-    }
-
-    /// Finds or makes the node for what was found, and takes a reference on it.
-    pub(crate) fn intern(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        found: &Found,
-    ) -> Result<Arc<Node>, Errno> {
-        let kind = Kind::from_mode(u32::from(found.stat.stx_mode)).ok_or(Errno::IO)?;
-        let (dev, ino) = found.identity;
-        let mut id = self.inos.map(dev, ino);
-        for attempt in 0..2 {
-            let same = |n: &Node| self.is_same(n, parent, name, kind, found);
-            let make = || make_node(id, kind, parent, name, found);
-            match self.nodes.intern(id, same, make) {
-                Interned::Node(node) => {
-                    self.adopt_name(&node, parent, name, found);
-                    return Ok(node);
-                }
-                Interned::Conflict if attempt == 0 => {
-                    id = match found.upper_ino {
-                        0 => self.inos.for_name(parent.id, name),
-                        upper => self.inos.from_table(TableKey::Upper(upper)),
-                    };
-                }
-                Interned::Conflict => break,
-            }
-        }
-        Err(Errno::STALE)
-    }
-
-    /// Is the live node `n` the object that was found?
-    fn is_same(&self, n: &Node, parent: &Node, name: &OsStr, kind: Kind, found: &Found) -> bool {
-        let place = n.place.read();
-        if n.kind != kind {
-            return false;
-        }
-        if found.upper_ino != 0 {
-            return place.upper_ino == found.upper_ino;
-        }
-        match &found.what {
-            FoundKind::Dir { lowers, .. } => {
-                let key = |d: &Arc<LowerDir>| (d.dev, d.ino);
-                let known = n.dir.as_deref().and_then(|d| d.lowers.first().map(key));
-                known == lowers.first().map(key) && !place.removed
-            }
-            FoundKind::Other { .. } => {
-                let linked = found.stat.stx_nlink > 1 && self.config.index;
-                let here = place.parent.as_ref().is_some_and(|p| p.id == parent.id)
-                    && *place.name == *name;
-                linked || here
-            }
-        }
-    }
-
-    /// Takes a reference on a live node that got another name.
-    pub(crate) fn hold_as(
-        &self,
-        node: &Arc<Node>,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        found: &Found,
-    ) {
-        self.nodes.hold(node);
-        self.adopt_name(node, parent, name, found);
-    }
-
-    /// The live node for what was found under `name` in `parent`, if there is one.
-    pub(crate) fn find_live(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        found: &Found,
-    ) -> Option<Arc<Node>> {
-        let kind = Kind::from_mode(u32::from(found.stat.stx_mode))?;
-        let (dev, ino) = found.identity;
-        let other = match found.upper_ino {
-            0 => TableKey::Name(parent.id, name.to_os_string()),
-            upper => TableKey::Upper(upper),
-        };
-        let ids = [Some(self.inos.map(dev, ino)), self.inos.known(&other)];
-        ids.into_iter()
-            .flatten()
-            .filter_map(|id| self.nodes.get(id))
-            .find(|n| self.is_same(n, parent, name, kind, found))
-    }
-
-    /// A node that lost the name it was known by goes on under the name it was found by now.
-    fn adopt_name(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr, found: &Found) {
-        {
-            let place = node.place.read();
-            if place.parent.is_some() && (place.upper_alias || !found.upper_alias) {
-                return;
-            }
-        }
-        let old = {
-            let mut place = node.place.write();
-            if place.removed && node.dir.is_some() {
-                return;
-            }
-            if place.parent.is_some() && (place.upper_alias || !found.upper_alias) {
-                return;
-            }
-            let place = &mut *place;
-            if *place.name != *name
-                && let Some(lower) = &mut place.lower
-                && lower.name.is_none()
-            {
-                lower.name = Some(place.name.clone());
-            }
-            place.name = name.into();
-            place.upper_alias = found.upper_alias;
-            place.removed = false;
-            if let Some(extra) = &mut place.extra {
-                extra.pin = None;
-            }
-            self.nodes.set_parent(place, Some(Arc::clone(parent)))
-        };
-        if let Some(old) = old {
-            self.release(&old, 1);
-        }
-    }
-
-    /// Looks `name` up in the directory `parent`: the node, with one reference taken, and its
-    /// attributes. `Ok(None)`: no such name.
-    ///
-    /// # Errors
-    /// `ENOTDIR`, `ESTALE` if `parent` is not known, and what the layers return.
-    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
-        let parent = self.node(parent)?;
-        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        if name.len() > 255 {
-            return Err(Errno::NAMETOOLONG);
-        }
-        let _names = dir.names.read();
-        self.lookup_locked(&parent, name)
-    }
-
-    /// [`lookup`](Self::lookup) for a caller that holds the directory's `names` lock.
-    pub(crate) fn lookup_locked(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-    ) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
-        let Some(found) = self.resolve(parent, name)? else { return Ok(None) };
-        let node = self.intern(parent, name, &found)?;
-        match self.attr_from(&node, &found.stat) {
-            Ok(attr) => Ok(Some((node, attr))),
-            Err(e) => {
-                self.release(&node, 1);
-                Err(e)
-            }
-        }
     }
 
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
@@ -609,38 +486,6 @@ enum Walked {
     Absent,
     /// Not in this layer, and hidden from the layers below.
     Stop,
-}
-
-/// The node for an object that was just found.
-fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Node {
-    let (lower, index, dir) = match &found.what {
-        FoundKind::Dir { lowers, redirect, xattr_whiteouts } => {
-            let mut part = DirPart::new(lowers.clone(), redirect.clone());
-            part.xattr_whiteouts = *xattr_whiteouts;
-            (None, None, Some(part))
-        }
-        FoundKind::Other { lower, index } => {
-            // The name is kept once where it is the same.
-            let lower = lower.clone().map(|l| LowerFile {
-                name: l.name.filter(|n| **n != *name),
-                dir: l.dir,
-            });
-            (lower, index.clone(), None)
-        }
-    };
-    let mut place = Place {
-        parent: Some(Arc::clone(parent)),
-        name: name.into(),
-        upper_ino: found.upper_ino,
-        upper_alias: found.upper_alias,
-        lower,
-        removed: false,
-        extra: None,
-    };
-    if index.is_some() {
-        place.extra_mut().index = index;
-    }
-    Node::new(id, kind, place, dir)
 }
 
 /// The directory made of upper's part and the lowers' parts, if there is any.

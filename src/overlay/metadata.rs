@@ -3,7 +3,7 @@
 use rustix::fs::Statx;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
@@ -11,6 +11,11 @@ use super::copy_up::CopyData;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// Who changes contents without `CAP_FSETID`: set-id bits go, and whether the set-group-id bit of a
+/// file that its group can't execute does, depends on the caller being in a group. `None`: somebody
+/// privileged.
+pub type Unprivileged<'a> = Option<&'a dyn Fn(u32) -> bool>;
 
 /// What `statfs` shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,19 +93,34 @@ impl Overlay {
     /// # Errors
     /// `EROFS` without upper, `EINVAL` for the size of something that is not a file, and what the
     /// file system of upper returns.
-    pub fn setattr(&self, id: u64, set: &SetAttr) -> Result<Attr, Errno> {
+    pub fn setattr(
+        &self,
+        id: u64,
+        set: &SetAttr,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
+        if !node.place.read().has_upper() && self.upper.is_some() {
+            // The kernel's cache tells of times that it changed on its own, also of the ctime that
+            // an unlink or link sets and nobody can: no reason to copy anything.
+            let attr = self.attr_of(&node)?;
+            if set.changes_nothing(&attr) {
+                return Ok(attr);
+            }
+        }
         let data = set.size.map_or(CopyData::All, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
             if node.kind != Kind::File {
-                return Err(if node.kind == Kind::Dir { Errno::ISDIR } else { Errno::INVAL });
+                return Err(if node.kind == Kind::Dir {
+                    Errno::ISDIR
+                } else {
+                    Errno::INVAL
+                });
             }
             let fd = self.write_fd(&node)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            if set.kill_suidgid {
-                self.clear_suidgid(fd.as_fd())?;
-            }
+            self.clear_suidgid(fd.as_fd(), unprivileged)?;
         }
         let st = self.with_object(&node, |dir, name| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -124,8 +144,9 @@ impl Overlay {
     /// `EINVAL` if it isn't one.
     pub fn readlink(&self, id: u64) -> Result<OsString, Errno> {
         let node = self.node(id)?;
-        let target =
-            self.with_object(&node, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new()))?;
+        let target = self.with_object(&node, |dir, name| {
+            rustix::fs::readlinkat(dir, name, Vec::new())
+        })?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
@@ -151,11 +172,20 @@ impl Overlay {
         })
     }
 
-    /// Takes the set-id bits away that a write by somebody without `CAP_FSETID` takes away.
-    pub(crate) fn clear_suidgid(&self, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
-        let mode = u32::from(stat_at(fd, OsStr::new(""))?.stx_mode) & 0o7777;
+    /// Takes the set-id bits away that a change of the contents by somebody without `CAP_FSETID`
+    /// takes away (`setattr_should_drop_suidgid`).
+    pub(crate) fn clear_suidgid(
+        &self,
+        fd: BorrowedFd<'_>,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<(), Errno> {
+        let Some(in_group) = unprivileged else {
+            return Ok(());
+        };
+        let st = stat_at(fd, OsStr::new(""))?;
+        let mode = u32::from(st.stx_mode) & 0o7777;
         let mut kept = mode & !0o4000;
-        if mode & 0o2010 == 0o2010 {
+        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(st.stx_gid)) {
             kept &= !0o2000;
         }
         if kept != mode {

@@ -198,7 +198,9 @@ pub(crate) enum Interned {
 
 impl NodeTable {
     pub(crate) fn new() -> NodeTable {
-        NodeTable { nodes: DashMap::with_shard_amount(64) }
+        NodeTable {
+            nodes: DashMap::with_shard_amount(64),
+        }
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<Arc<Node>> {
@@ -247,9 +249,11 @@ impl NodeTable {
     pub(crate) fn release(&self, node: &Arc<Node>, count: u64, gone: &mut dyn FnMut(&Arc<Node>)) {
         let mut next = Some((Arc::clone(node), count));
         while let Some((node, count)) = next.take() {
-            let left = node.refs.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                Some(n.saturating_sub(count))
-            });
+            let left = node
+                .refs
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                    Some(n.saturating_sub(count))
+                });
             if left.map_or(0, |n| n.saturating_sub(count)) > 0 || node.id == ROOT_ID {
                 continue;
             }
@@ -274,10 +278,5 @@ impl NodeTable {
             new.refs.fetch_add(1, Ordering::AcqRel);
         }
         std::mem::replace(&mut place.parent, parent)
-    }
-
-    /// Every live node.
-    pub(crate) fn all(&self) -> Vec<Arc<Node>> {
-        self.nodes.iter().map(|n| Arc::clone(&n)).collect()
     }
 }

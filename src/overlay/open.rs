@@ -11,9 +11,9 @@ use super::attr::{Kind, dev_of, stat_at, stat_opt};
 use super::fds::{FdCache, PinBudget};
 use super::inos::InoMap;
 use super::layer::{DIR_PATH, DIR_READ, Layer, LowerDir, LowerLayers};
+use super::listing::ListingCache;
 use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
-use super::readdir::ListingCache;
 use super::validate::Validated;
 use super::work::Work;
 use super::{Config, Counters, Overlay, Upper};
@@ -53,7 +53,11 @@ pub enum OpenError {
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
     let path = path.to_path_buf();
-    move |source| OpenError::Io { action, path, source }
+    move |source| OpenError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 /// The file systems of the layers: their numbers and uuids.
@@ -64,16 +68,15 @@ struct FileSystems {
 }
 
 impl FileSystems {
-    /// The index of the file system with this `st_dev`; a new one gets the next.
-    fn index(&mut self, dev: u64, root: BorrowedFd<'_>) -> u32 {
-        if let Some((_, id)) = self.devs.iter().find(|(d, _)| *d == dev) {
-            return *id;
+    /// Takes the file system with this `st_dev` in; a new one gets the next index.
+    fn add(&mut self, dev: u64, root: BorrowedFd<'_>) {
+        if self.devs.iter().any(|(d, _)| *d == dev) {
+            return;
         }
         // Upper's is 0 also where there is no upper, as in the kernel.
         let id = self.devs.iter().map(|d| d.1 + 1).max().unwrap_or(1);
         self.devs.push((dev, id));
         self.narrow &= has_narrow_inos(root);
-        id
     }
 }
 
@@ -92,8 +95,18 @@ impl Overlay {
     /// # Errors
     /// [`OpenError`]; nothing is left behind but an emptied `work/work`.
     pub fn open(config: &Config, validated: Validated) -> Result<Arc<Overlay>, OpenError> {
-        let Validated { lowers, data_lowers, upper, work, locks, .. } = validated;
-        let mut systems = FileSystems { devs: Vec::new(), narrow: true };
+        let Validated {
+            lowers,
+            data_lowers,
+            upper,
+            work,
+            locks,
+            ..
+        } = validated;
+        let mut systems = FileSystems {
+            devs: Vec::new(),
+            narrow: true,
+        };
         let mut config = config.clone();
         let mut upper = match (upper, work) {
             (Some(upper), Some(work)) => Some(open_upper(&config, upper, work, &mut systems)?),
@@ -102,7 +115,7 @@ impl Overlay {
         let ns = choose_namespace(&config, upper.as_ref());
         let upper_xattrs = upper.as_ref().is_some_and(|u| probe_xattrs(u, ns));
         let merged = lowers.len();
-        let lowers = open_lowers(lowers, data_lowers, merged, &mut systems)?;
+        let lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
             prepare_work(&config, upper)?;
@@ -156,6 +169,7 @@ fn open_lowers(
     lowers: Vec<(PathBuf, OwnedFd)>,
     data_lowers: Vec<(PathBuf, OwnedFd)>,
     merged: usize,
+    ns: Namespace,
     systems: &mut FileSystems,
 ) -> Result<LowerLayers, OpenError> {
     let mut layers = Vec::with_capacity(lowers.len() + data_lowers.len());
@@ -164,11 +178,22 @@ fn open_lowers(
         let root = private_lower(fd);
         let st = stat_at(root.as_fd(), OsStr::new("")).map_err(io("read", &path))?;
         let dev = dev_of(&st);
-        let index = u16::try_from(i).map_err(|_| io("use so many layers at", &path)(Errno::TOOBIG))?;
-        roots.push(LowerDir::new(index, (dev, st.stx_ino), None, OsStr::new(""), false));
+        let index =
+            u16::try_from(i).map_err(|_| io("use so many layers at", &path)(Errno::TOOBIG))?;
+        let here = OsStr::new("");
+        let opaque = xattr::get_at(root.as_fd(), here, ns.key(OverlayKey::Opaque))
+            .map_err(io("read the attributes of", &path))?;
+        let xattr_whiteouts = opaque.as_deref() == Some(b"x");
+        let key = (dev, st.stx_ino);
+        roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
-        let fsid = systems.index(dev, root.as_fd());
-        layers.push(Layer { path, root, dev, fsid, uuid });
+        systems.add(dev, root.as_fd());
+        layers.push(Layer {
+            path,
+            root,
+            dev,
+            uuid,
+        });
     }
     Ok(LowerLayers::new(layers, merged, roots))
 }
@@ -187,17 +212,23 @@ fn open_upper(
     systems.narrow &= has_narrow_inos(root.as_fd());
     let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
     let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
-    Ok(Upper { layer: Layer { path, root, dev, fsid: 0, uuid }, work })
+    Ok(Upper {
+        layer: Layer {
+            path,
+            root,
+            dev,
+            uuid,
+        },
+        work,
+    })
 }
 
 /// Refuses a work directory with features that must not be ignored.
-fn check_incompat(
-    config: &Config,
-    path: &Path,
-    work: BorrowedFd<'_>,
-) -> Result<(), OpenError> {
+fn check_incompat(config: &Config, path: &Path, work: BorrowedFd<'_>) -> Result<(), OpenError> {
     let name = OsStr::new("work/incompat");
-    let Some(_) = stat_opt(work, name).map_err(io("read", path))? else { return Ok(()) };
+    let Some(_) = stat_opt(work, name).map_err(io("read", path))? else {
+        return Ok(());
+    };
     let dir = match rustix::fs::openat(work, name, DIR_READ, Mode::empty()) {
         // A file of this name is a left-over and goes with the rest of work/work.
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
@@ -213,7 +244,10 @@ fn check_incompat(
     for feature in features {
         if feature != "volatile" {
             let feature = feature.to_string_lossy().into_owned();
-            return Err(OpenError::Incompatible { path: path.to_path_buf(), feature });
+            return Err(OpenError::Incompatible {
+                path: path.to_path_buf(),
+                feature,
+            });
         }
         if !config.shared_upper {
             return Err(OpenError::Volatile(path.to_path_buf()));
@@ -245,7 +279,14 @@ fn probe_xattrs(upper: &Upper, ns: Namespace) -> bool {
     let temp = upper.work.temp();
     let dir = upper.work.dir.as_fd();
     rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU).is_ok()
-        && xattr::set_at(dir, &temp.name, ns.key(OverlayKey::Opaque), b"y", SetFlags::Any).is_ok()
+        && xattr::set_at(
+            dir,
+            &temp.name,
+            ns.key(OverlayKey::Opaque),
+            b"y",
+            SetFlags::Any,
+        )
+        .is_ok()
 }
 
 /// The index, and the marker of a volatile mount.
@@ -331,7 +372,9 @@ fn make_root(upper: Option<&Upper>, stack: Vec<Arc<LowerDir>>) -> Result<Node, O
         None => 0,
         Some(upper) => {
             let root = upper.layer.root.as_fd();
-            stat_at(root, OsStr::new("")).map_err(io("read", &upper.layer.path))?.stx_ino
+            stat_at(root, OsStr::new(""))
+                .map_err(io("read", &upper.layer.path))?
+                .stx_ino
         }
     };
     let place = Place {
@@ -343,5 +386,10 @@ fn make_root(upper: Option<&Upper>, stack: Vec<Arc<LowerDir>>) -> Result<Node, O
         removed: false,
         extra: None,
     };
-    Ok(Node::new(ROOT_ID, Kind::Dir, place, Some(DirPart::new(stack, None))))
+    Ok(Node::new(
+        ROOT_ID,
+        Kind::Dir,
+        place,
+        Some(DirPart::new(stack, None)),
+    ))
 }

@@ -5,22 +5,19 @@
 //! hash of the name, and entries are listed in its order. Entries created or removed meanwhile
 //! then neither repeat nor hide others, and a copy-up in between changes nothing.
 
-use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::hash::{DefaultHasher, Hasher};
 use std::ops::{Bound, ControlFlow};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::Overlay;
 use super::attr::{Attr, Kind, is_whiteout, stat_opt};
 use super::fds::FdKey;
 use super::layer::{AufsFlag, DIR_READ};
+use super::listing::{DOT, DOT_DOT, Entry, Listing, Top};
 use super::lookup::Found;
 use super::node::Node;
 use crate::format::keys::OverlayKey;
@@ -39,182 +36,6 @@ pub struct ListedEntry<'a> {
     pub kind: Kind,
     /// The offset to go on with after this entry.
     pub next: u64,
-}
-
-/// Offsets of `.` and `..`; those of hashed names are above.
-const DOT: u64 = 1;
-const DOT_DOT: u64 = 2;
-const FIRST_HASH: u64 = 16;
-
-/// The layer that an entry's topmost object is in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Top {
-    Upper,
-    /// Index into the lowers of the directory.
-    Lower(u16),
-}
-
-struct Entry {
-    name: Box<OsStr>,
-    ino: u64,
-    kind: Kind,
-    top: Top,
-    hidden: bool,
-}
-
-/// A merged listing, in the order of the offsets.
-#[derive(Default)]
-pub(crate) struct Listing {
-    entries: BTreeMap<u64, Entry>,
-}
-
-fn hash(name: &OsStr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(name.as_bytes());
-    (hasher.finish() >> 2).max(FIRST_HASH)
-}
-
-impl Listing {
-    /// The key of `name` if it is there, otherwise the key that it would get.
-    fn locate(&self, name: &OsStr) -> (u64, bool) {
-        let mut key = hash(name);
-        while let Some(entry) = self.entries.get(&key) {
-            if *entry.name == *name {
-                return (key, true);
-            }
-            key += 1; // two names with one hash
-        }
-        (key, false)
-    }
-
-    fn get(&self, name: &OsStr) -> Option<&Entry> {
-        let (key, there) = self.locate(name);
-        if there { self.entries.get(&key) } else { None }
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        let (key, _) = self.locate(&entry.name);
-        self.entries.insert(key, entry);
-    }
-
-    fn remove(&mut self, name: &OsStr) {
-        let (key, there) = self.locate(name);
-        if there {
-            // A name with the same hash may lie behind it: the place stays, without a name.
-            if self.entries.contains_key(&(key + 1)) {
-                if let Some(entry) = self.entries.get_mut(&key) {
-                    entry.hidden = true;
-                }
-            } else {
-                self.entries.remove(&key);
-            }
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.entries.values().all(|e| e.hidden)
-    }
-}
-
-/// What a cached listing knows of a name.
-pub(crate) enum Hint {
-    /// No listing is cached.
-    Unknown,
-    Absent,
-    In(Top),
-}
-
-type SharedListing = Arc<Mutex<Listing>>;
-
-/// Merged listings of the directories that were listed last, bounded by their entries.
-pub(crate) struct ListingCache {
-    inner: Mutex<CacheInner>,
-}
-
-struct CacheInner {
-    listings: LruCache<u64, (SharedListing, usize)>,
-    entries: usize,
-}
-
-/// About 25 MiB.
-const MAX_CACHED_ENTRIES: usize = 256 * 1024;
-
-impl ListingCache {
-    pub(crate) fn new() -> ListingCache {
-        let inner = CacheInner { listings: LruCache::unbounded(), entries: 0 };
-        ListingCache { inner: Mutex::new(inner) }
-    }
-
-    fn get(&self, id: u64) -> Option<SharedListing> {
-        self.inner.lock().listings.get(&id).map(|(l, _)| Arc::clone(l))
-    }
-
-    fn peek(&self, id: u64) -> Option<SharedListing> {
-        self.inner.lock().listings.peek(&id).map(|(l, _)| Arc::clone(l))
-    }
-
-    fn put(&self, id: u64, listing: Listing) -> SharedListing {
-        let size = listing.entries.len() + 8;
-        let shared = Arc::new(Mutex::new(listing));
-        let mut inner = self.inner.lock();
-        let mut dropped = Vec::new();
-        if let Some((old, n)) = inner.listings.put(id, (Arc::clone(&shared), size)) {
-            inner.entries -= n;
-            dropped.push(old);
-        }
-        inner.entries += size;
-        while inner.entries > MAX_CACHED_ENTRIES && inner.listings.len() > 1 {
-            let Some((_, (old, n))) = inner.listings.pop_lru() else { break };
-            inner.entries -= n;
-            dropped.push(old);
-        }
-        drop(inner);
-        drop(dropped); // not under the lock
-        shared
-    }
-
-    /// Forgets the listing of one directory.
-    pub(crate) fn remove(&self, id: u64) {
-        let mut inner = self.inner.lock();
-        let old = inner.listings.pop(&id);
-        if let Some((_, n)) = &old {
-            inner.entries -= n;
-        }
-        drop(inner);
-        drop(old);
-    }
-
-    /// Forgets all listings.
-    pub(crate) fn clear(&self) {
-        let mut inner = self.inner.lock();
-        inner.listings.clear();
-        inner.entries = 0;
-    }
-
-    /// What the cached listing of the directory says of `name`.
-    pub(crate) fn hint(&self, id: u64, name: &OsStr) -> Hint {
-        let Some(listing) = self.peek(id) else { return Hint::Unknown };
-        let listing = listing.lock();
-        match listing.get(name) {
-            Some(e) if !e.hidden => Hint::In(e.top),
-            _ => Hint::Absent,
-        }
-    }
-
-    /// Keeps a cached listing right: `name` is in upper now.
-    pub(crate) fn added(&self, id: u64, name: &OsStr, ino: u64, kind: Kind) {
-        if let Some(listing) = self.peek(id) {
-            let entry = Entry { name: name.into(), ino, kind, top: Top::Upper, hidden: false };
-            listing.lock().insert(entry);
-        }
-    }
-
-    /// Keeps a cached listing right: `name` is gone.
-    pub(crate) fn removed(&self, id: u64, name: &OsStr) {
-        if let Some(listing) = self.peek(id) {
-            listing.lock().remove(name);
-        }
-    }
 }
 
 /// One directory that takes part in a merged listing.
@@ -265,7 +86,11 @@ impl Overlay {
             }
             match self.lookup_locked(&node, entry.name) {
                 Ok(Some((child, attr))) => {
-                    let entry = ListedEntry { ino: attr.ino, kind: attr.kind, ..entry };
+                    let entry = ListedEntry {
+                        ino: attr.ino,
+                        kind: attr.kind,
+                        ..entry
+                    };
                     let flow = each(entry, Some((&child, &attr)));
                     if flow.is_break() {
                         self.release(&child, 1);
@@ -297,7 +122,12 @@ impl Overlay {
         ] {
             if offset < at {
                 let name = OsStr::new(name);
-                let entry = ListedEntry { name, ino, kind: Kind::Dir, next: at };
+                let entry = ListedEntry {
+                    name,
+                    ino,
+                    kind: Kind::Dir,
+                    next: at,
+                };
                 if each(entry).is_break() {
                     return Ok(());
                 }
@@ -325,14 +155,24 @@ impl Overlay {
                 let listing = listing.lock();
                 let range = (Bound::Excluded(after), Bound::Unbounded);
                 let shown = listing.entries.range(range).filter(|(_, e)| !e.hidden);
-                shown.take(BATCH).map(|(k, e)| (*k, e.name.to_os_string(), e.ino, e.kind)).collect()
+                shown
+                    .take(BATCH)
+                    .map(|(k, e)| (*k, e.name.to_os_string(), e.ino, e.kind))
+                    .collect()
             };
             if batch.is_empty() {
                 return Ok(());
             }
             for (key, name, ino, kind) in batch {
                 after = key;
-                if each(ListedEntry { name: &name, ino, kind, next: key }).is_break() {
+                if each(ListedEntry {
+                    name: &name,
+                    ino,
+                    kind,
+                    next: key,
+                })
+                .is_break()
+                {
                     return Ok(());
                 }
             }
@@ -355,7 +195,10 @@ impl Overlay {
         let key = FdKey::Read(node.id);
         let fd = match self.fds.get(key) {
             Some(fd) => fd,
-            None => self.fds.put(key, self.open_object(node, OFlags::RDONLY | OFlags::DIRECTORY)?),
+            None => self.fds.put(
+                key,
+                self.open_object(node, OFlags::RDONLY | OFlags::DIRECTORY)?,
+            ),
         };
         let impure = self.is_impure(node)?;
         let dev = self.upper()?.layer.dev;
@@ -366,19 +209,28 @@ impl Overlay {
         let mut error = None;
         let mut stopped = false;
         while !stopped && error.is_none() {
-            let more = reader.read(fd.as_fd(), &mut |e| {
-                match self.streamed(node, fd.as_fd(), &e, impure, dev) {
-                    Ok(None) => ControlFlow::Continue(()),
-                    Ok(Some((ino, kind))) => {
-                        let entry = ListedEntry { name: e.name, ino, kind, next: e.next_off };
-                        let flow = each(entry);
-                        stopped = flow.is_break();
-                        flow
-                    }
-                    Err(e) => {
-                        error = Some(e);
-                        ControlFlow::Break(())
-                    }
+            let more = reader.read(fd.as_fd(), &mut |e| match self.streamed(
+                node,
+                fd.as_fd(),
+                &e,
+                impure,
+                dev,
+            ) {
+                Ok(None) => ControlFlow::Continue(()),
+                Ok(Some((ino, kind))) => {
+                    let entry = ListedEntry {
+                        name: e.name,
+                        ino,
+                        kind,
+                        next: e.next_off,
+                    };
+                    let flow = each(entry);
+                    stopped = flow.is_break();
+                    flow
+                }
+                Err(e) => {
+                    error = Some(e);
+                    ControlFlow::Break(())
                 }
             })?;
             if !more {
@@ -406,7 +258,9 @@ impl Overlay {
         if self.is_reserved_name(e.name) {
             return Ok(None);
         }
-        let Some(kind) = self.shown_kind(fd, e, false)? else { return Ok(None) };
+        let Some(kind) = self.shown_kind(fd, e, false)? else {
+            return Ok(None);
+        };
         if !impure {
             return Ok(Some((self.inos.map(dev, e.ino), kind)));
         }
@@ -510,7 +364,13 @@ impl Overlay {
         for name in hides {
             if listing.get(&name).is_none() {
                 let kind = Kind::CharDevice;
-                listing.insert(Entry { name: name.into(), ino: 0, kind, top: part.top, hidden: true });
+                listing.insert(Entry {
+                    name: name.into(),
+                    ino: 0,
+                    kind,
+                    top: part.top,
+                    hidden: true,
+                });
             }
         }
         Ok(())
@@ -547,44 +407,5 @@ impl Overlay {
             ControlFlow::Break(())
         })?;
         Ok(empty)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(name: &str) -> Entry {
-        Entry { name: OsStr::new(name).into(), ino: 1, kind: Kind::File, top: Top::Upper, hidden: false }
-    }
-
-    #[test]
-    fn a_name_keeps_its_offset_while_others_come_and_go() {
-        let mut listing = Listing::default();
-        for i in 0..1000 {
-            listing.insert(entry(&format!("f{i}")));
-        }
-        let (before, there) = listing.locate(OsStr::new("f500"));
-        assert!(there);
-        for i in 0..400 {
-            listing.remove(OsStr::new(&format!("f{i}")));
-            listing.insert(entry(&format!("g{i}")));
-        }
-        assert_eq!(listing.locate(OsStr::new("f500")), (before, true));
-        assert!(listing.get(OsStr::new("f3")).is_none());
-        assert!(listing.get(OsStr::new("g3")).is_some());
-    }
-
-    #[test]
-    fn names_with_one_hash_are_kept_apart() {
-        let mut listing = Listing::default();
-        let (key, _) = listing.locate(OsStr::new("a"));
-        listing.entries.insert(key, entry("other"));
-        listing.insert(entry("a"));
-        assert_eq!(listing.locate(OsStr::new("a")), (key + 1, true));
-        if let Some(e) = listing.entries.get_mut(&key) {
-            e.hidden = true;
-        }
-        assert!(listing.get(OsStr::new("a")).is_some());
     }
 }

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, is_dir};
+use super::attr::{Kind, is_dir, is_file};
 use super::copy_up::CopyData;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
@@ -23,7 +23,10 @@ pub(crate) fn lock_names<'a>(dirs: &[&'a Node]) -> NamesLocked<'a> {
     let mut dirs: SmallVec<[&'a Node; 3]> = dirs.iter().copied().collect();
     dirs.sort_by_key(|n| n.id);
     dirs.dedup_by_key(|n| n.id);
-    dirs.iter().filter_map(|n| n.dir.as_deref()).map(|d| d.names.write()).collect()
+    dirs.iter()
+        .filter_map(|n| n.dir.as_deref())
+        .map(|d| d.names.write())
+        .collect()
 }
 
 impl Overlay {
@@ -44,6 +47,7 @@ impl Overlay {
             }
         }
         self.ensure_upper(&parent, CopyData::All)?;
+        self.index_before_removal(&parent, name)?;
         let old = {
             let _names = dir.names.write();
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
@@ -56,6 +60,36 @@ impl Overlay {
             self.release(&old, 1);
         }
         Ok(())
+    }
+
+    /// Copies a lower hard link into the index before one of its names goes, as the kernel does, so
+    /// that the number of its names is right after a remount, too. Not for big files: theirs is
+    /// right as long as the mount lives, and removing a name stays cheap.
+    pub(crate) fn index_before_removal(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        const CHEAP: u64 = 1 << 20;
+        if self.upper()?.work.index.is_none() {
+            return Ok(());
+        }
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let found = {
+            let _names = dir.names.read();
+            self.resolve(parent, name)?
+        };
+        let Some(found) = found else { return Ok(()) };
+        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
+            return Ok(());
+        }
+        let Some((node, _)) = self.lookup(parent.id, name)? else {
+            return Ok(());
+        };
+        let copied = self.ensure_upper(&node, CopyData::All);
+        self.release(&node, 1);
+        copied
     }
 
     /// unlink with the directory locked. Gives the parent that the node no longer has, on which a
@@ -147,9 +181,14 @@ impl Overlay {
         let linked = found.stat.stx_nlink > 1 && self.config.index;
         if found.upper_ino == 0 && linked {
             let (dev, ino) = found.identity;
-            *self.unlinked_lowers.entry(self.inos.map(dev, ino)).or_insert(0) += 1;
+            *self
+                .unlinked_lowers
+                .entry(self.inos.map(dev, ino))
+                .or_insert(0) += 1;
         }
-        let (Some(hex), Some(shown)) = (index, shown) else { return Ok(()) };
+        let (Some(hex), Some(shown)) = (index, shown) else {
+            return Ok(());
+        };
         if shown <= 1 {
             let dir = upper.work.index.as_ref().ok_or(Errno::IO)?;
             return match rustix::fs::unlinkat(dir, hex, AtFlags::empty()) {
@@ -200,7 +239,13 @@ impl Overlay {
             }
         }
         let temp = upper.work.temp();
-        rustix::fs::linkat(dir, name, upper.work.dir.as_fd(), &temp.name, AtFlags::empty())?;
+        rustix::fs::linkat(
+            dir,
+            name,
+            upper.work.dir.as_fd(),
+            &temp.name,
+            AtFlags::empty(),
+        )?;
         place.extra_mut().parked = temp.name.to_str().map(Box::from);
         temp.published();
         Ok(())
@@ -280,14 +325,21 @@ impl Overlay {
         self.ensure_upper(parent, CopyData::All)?;
         let _locked = lock_names(&[parent, child]);
         let found = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
-        if self.find_live(parent, name, &found).is_none_or(|n| n.id != child.id) {
+        if self
+            .find_live(parent, name, &found)
+            .is_none_or(|n| n.id != child.id)
+        {
             return Err(Errno::NOENT); // replaced meanwhile
         }
         if !self.is_empty_locked(child)? {
             return Err(Errno::NOTEMPTY);
         }
         let fd = self.upper_dir_fd(parent)?;
-        let kept = if found.upper_ino != 0 { self.pin_dir(child)? } else { None };
+        let kept = if found.upper_ino != 0 {
+            self.pin_dir(child)?
+        } else {
+            None
+        };
         let covers = found.upper_ino == 0 || self.lower_has(parent, name)?;
         let mut place = child.place.write();
         self.take_dir(upper, fd.as_fd(), name, found.upper_ino != 0, covers)?;
@@ -302,7 +354,9 @@ impl Overlay {
 
     /// A descriptor that keeps a removed directory reachable for those who are in it.
     pub(crate) fn pin_dir(&self, node: &Node) -> Result<Option<Arc<Pin>>, Errno> {
-        let Some(slot) = self.pins.take() else { return Ok(None) };
+        let Some(slot) = self.pins.take() else {
+            return Ok(None);
+        };
         let fd = self.upper_dir_fd(node)?;
         let fd = rustix::fs::openat(fd.as_fd(), c".", super::layer::DIR_PATH, Mode::empty())?;
         Ok(Some(Arc::new(Pin::new(fd, slot))))

@@ -104,7 +104,11 @@ fn plan_rename(mode: RenameMode, source: Side, target: Side, slot: Slot) -> Plan
         (_, _, true) => Step::MoveAndWhiteout,
         (_, _, false) => Step::Move,
     };
-    Plan { source: mark(source, target), target: Mark::None, step }
+    Plan {
+        source: mark(source, target),
+        target: Mark::None,
+        step,
+    }
 }
 
 /// One of the two names of a rename, with what it stands for.
@@ -171,8 +175,11 @@ impl Overlay {
         for node in [parent, new_parent, source] {
             self.ensure_upper(node, CopyData::All)?;
         }
-        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
-            self.ensure_upper(target, CopyData::All)?;
+        if let Some(target) = target {
+            match mode {
+                RenameMode::Exchange => self.ensure_upper(target, CopyData::All)?,
+                _ => self.index_before_removal(new_parent, new_name)?,
+            }
         }
         let mut dirs: Vec<&Node> = vec![parent, new_parent];
         dirs.extend(target.filter(|t| t.dir.is_some()).map(|t| &**t));
@@ -224,11 +231,7 @@ impl Overlay {
     }
 
     /// Resolves one end with everything locked.
-    fn look_again<'a>(
-        &self,
-        parent: &'a Arc<Node>,
-        name: &'a OsStr,
-    ) -> Result<End<'a>, Errno> {
+    fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
         let found = self.resolve(parent, name)?;
         let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
         let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
@@ -238,7 +241,13 @@ impl Overlay {
             covers: merges(parent) && self.lower_has(parent, name)?,
             parent_merges: merges(parent),
         };
-        Ok(End { parent, name, found, node, side })
+        Ok(End {
+            parent,
+            name,
+            found,
+            node,
+            side,
+        })
     }
 
     fn run_rename(
@@ -252,6 +261,10 @@ impl Overlay {
         let to_fd = self.upper_dir_fd(to.parent)?;
         let (from_fd, to_fd) = (from_fd.as_fd(), to_fd.as_fd());
         let source = from.node.as_ref().ok_or(Errno::STALE)?;
+        self.ensure_alias(source, from_fd, from.name, from.found.as_ref())?;
+        if let (RenameMode::Exchange, Some(target)) = (mode, &to.node) {
+            self.ensure_alias(target, to_fd, to.name, to.found.as_ref())?;
+        }
         if mode == RenameMode::Replace
             && let Some(victim) = to.node.as_ref().filter(|v| v.dir.is_some())
             && !self.is_empty_locked(victim)?
@@ -280,15 +293,45 @@ impl Overlay {
             RenameMode::Exchange => self.swap(upper, plan, &from, &to, (from_fd, to_fd))?,
             _ => self.move_over(upper, plan, &from, &to, (from_fd, to_fd), slot)?,
         };
-        self.listings.added(to.parent.id, to.name, self.ino_of(source), source.kind);
+        self.listings
+            .added(to.parent.id, to.name, self.ino_of(source), source.kind);
         match (&to.node, mode) {
             (Some(target), RenameMode::Exchange) => {
                 let ino = self.ino_of(target);
-                self.listings.added(from.parent.id, from.name, ino, target.kind);
+                self.listings
+                    .added(from.parent.id, from.name, ino, target.kind);
             }
             _ => self.listings.removed(from.parent.id, from.name),
         }
         Ok(released)
+    }
+
+    /// Gives a name of a hard link that was copied up under another of its names a place in upper
+    /// (`ovl_link_up`), so that it can be moved.
+    fn ensure_alias(
+        &self,
+        node: &Node,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        found: Option<&Found>,
+    ) -> Result<(), Errno> {
+        let Some(found) = found.filter(|f| !f.upper_alias && f.upper_ino != 0) else {
+            return Ok(());
+        };
+        let index = node
+            .place
+            .read()
+            .index()
+            .map(Box::<str>::from)
+            .ok_or(Errno::STALE)?;
+        let shown = self.indexed_nlink(&index, &found.stat)?;
+        let work_index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
+        rustix::fs::linkat(work_index, &*index, dir, name, AtFlags::empty())?;
+        // After the link: a crash in between counts a name too many, which loses nothing.
+        self.store_nlink(
+            &index,
+            i64::from(shown) - i64::from(found.stat.stx_nlink) - 1,
+        )
     }
 
     /// The move of everything but an exchange, and what the nodes say of themselves after it.
@@ -325,7 +368,13 @@ impl Overlay {
         {
             shown = self.before_replaced(upper, to, to_fd, found, place)?;
         }
-        self.step_on_disk(upper, plan.step, (from_fd, from.name), (to_fd, to.name), slot)?;
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            slot,
+        )?;
         if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place) {
             if v.dir.is_none() {
                 released.extend(self.after_replaced(upper, to, found, v, place, shown)?);
@@ -382,7 +431,13 @@ impl Overlay {
             let t = target.place.write();
             (source.place.write(), t)
         };
-        self.step_on_disk(upper, plan.step, (from_fd, from.name), (to_fd, to.name), Slot::Nothing)?;
+        self.step_on_disk(
+            upper,
+            plan.step,
+            (from_fd, from.name),
+            (to_fd, to.name),
+            Slot::Nothing,
+        )?;
         let mut released = Vec::new();
         released.extend(self.place_at(&mut s, to.parent, to.name, from));
         released.extend(self.place_at(&mut t, from.parent, from.name, to));
@@ -473,11 +528,7 @@ impl Overlay {
     }
 
     /// The path of a directory in the merged view of the lowers alone.
-    fn lower_path(
-        &self,
-        node: &Arc<Node>,
-        own: Option<&Redirect>,
-    ) -> Result<Vec<OsString>, Errno> {
+    fn lower_path(&self, node: &Arc<Node>, own: Option<&Redirect>) -> Result<Vec<OsString>, Errno> {
         let mut names: Vec<OsString> = Vec::new();
         let mut at = Arc::clone(node);
         let mut redirect = own.cloned();
@@ -515,19 +566,10 @@ impl Overlay {
 
     /// A directory in upper that shows as empty but holds whiteouts makes place for a really
     /// empty one, so that a rename can replace it (`ovl_clear_empty`).
-    fn clear_out(
-        &self,
-        upper: &Upper,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<(), Errno> {
+    fn clear_out(&self, upper: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
         let fd = super::layer::open_names(dir, std::iter::once(name))?;
-        let list = rustix::fs::openat(
-            &fd,
-            c".",
-            super::layer::DIR_READ,
-            rustix::fs::Mode::empty(),
-        )?;
+        let list =
+            rustix::fs::openat(&fd, c".", super::layer::DIR_READ, rustix::fs::Mode::empty())?;
         let mut any = false;
         crate::sys::dir::read_all(list.as_fd(), |e| any |= e.name != "." && e.name != "..")?;
         if !any {
@@ -589,15 +631,21 @@ impl Overlay {
 mod tests {
     use super::*;
 
-    const FILE: Side =
-        Side { is_dir: false, merges: false, covers: false, parent_merges: true };
-    const DIR: Side = Side { is_dir: true, ..FILE };
+    const FILE: Side = Side {
+        is_dir: false,
+        merges: false,
+        covers: false,
+        parent_merges: true,
+    };
+    const DIR: Side = Side {
+        is_dir: true,
+        ..FILE
+    };
 
     #[test]
     fn a_file_leaves_a_whiteout_only_where_a_lower_shows() {
-        let plan = |covers, slot| {
-            plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot)
-        };
+        let plan =
+            |covers, slot| plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot);
         assert_eq!(plan(false, Slot::Nothing).step, Step::Move);
         assert_eq!(plan(true, Slot::Nothing).step, Step::MoveAndWhiteout);
         assert_eq!(plan(true, Slot::File).step, Step::MoveAndWhiteout);
@@ -607,27 +655,47 @@ mod tests {
 
     #[test]
     fn a_directory_onto_a_whiteout_is_exchanged_with_it() {
-        let plan =
-            |covers| plan_rename(RenameMode::Replace, Side { covers, ..DIR }, FILE, Slot::Whiteout);
+        let plan = |covers| {
+            plan_rename(
+                RenameMode::Replace,
+                Side { covers, ..DIR },
+                FILE,
+                Slot::Whiteout,
+            )
+        };
         assert_eq!(plan(true).step, Step::ExchangeWhiteout);
         assert_eq!(plan(false).step, Step::ExchangeAndDropWhiteout);
     }
 
     #[test]
     fn a_merged_directory_gets_a_redirect_and_a_new_one_is_made_opaque() {
-        let merged = Side { merges: true, covers: true, ..DIR };
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
         let plan = plan_rename(RenameMode::Replace, merged, FILE, Slot::Nothing);
-        assert_eq!((plan.source, plan.step), (Mark::Redirect, Step::MoveAndWhiteout));
+        assert_eq!(
+            (plan.source, plan.step),
+            (Mark::Redirect, Step::MoveAndWhiteout)
+        );
         let plan = plan_rename(RenameMode::Replace, DIR, FILE, Slot::Nothing);
         assert_eq!((plan.source, plan.step), (Mark::Opaque, Step::Move));
-        let pure = Side { parent_merges: false, ..FILE };
+        let pure = Side {
+            parent_merges: false,
+            ..FILE
+        };
         let plan = plan_rename(RenameMode::NoReplace, DIR, pure, Slot::Nothing);
         assert_eq!(plan.source, Mark::None);
     }
 
     #[test]
     fn an_exchange_marks_both_and_leaves_no_whiteout() {
-        let merged = Side { merges: true, covers: true, ..DIR };
+        let merged = Side {
+            merges: true,
+            covers: true,
+            ..DIR
+        };
         let plan = plan_rename(RenameMode::Exchange, merged, DIR, Slot::Dir);
         assert_eq!(plan.source, Mark::Redirect);
         assert_eq!(plan.target, Mark::Opaque);

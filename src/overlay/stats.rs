@@ -58,7 +58,10 @@ impl Overlay {
             copy_ups: self.counters.copy_ups.get(),
             copy_up_bytes: self.counters.copy_up_bytes.get(),
             lowers: self.lowers.merged,
-            upper: self.upper.as_ref().map(|u| u.layer.path.display().to_string()),
+            upper: self
+                .upper
+                .as_ref()
+                .map(|u| u.layer.path.display().to_string()),
         }
     }
 }

@@ -409,9 +409,11 @@ fn place(
     fd: BorrowedFd<'_>,
     by_id: &HashMap<u64, &MountInfo>,
 ) -> Result<Place, ValidateError> {
-    let flags = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, flags)
-        .map_err(|errno| open_error(&name, errno))?;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    // Asked anew: what the kernel remembers of a FUSE mount outlives its daemon.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let stat =
+        rustix::fs::statx(fd, "", flags, wanted).map_err(|errno| open_error(&name, errno))?;
     if stat.stx_nlink == 0 {
         return Err(ValidateError::Removed(name));
     }

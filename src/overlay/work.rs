@@ -116,7 +116,11 @@ impl Work {
     /// `O_EXCL` or a call that fails on an existing name.
     pub(crate) fn temp(&self) -> Temp<'_> {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        Temp { work: self, name: OsString::from(format!("#{n:x}")), published: false }
+        Temp {
+            work: self,
+            name: OsString::from(format!("#{n:x}")),
+            published: false,
+        }
     }
 
     /// An unnamed file on upper's file system.
@@ -290,7 +294,9 @@ fn flatten_into(top: BorrowedFd<'_>, sub: BorrowedFd<'_>) -> Result<(), Errno> {
         }
         // The last one moved up is empty now, or the next to be emptied.
         loop {
-            let Some(name) = queue.last() else { return Ok(()) };
+            let Some(name) = queue.last() else {
+                return Ok(());
+            };
             match rustix::fs::unlinkat(top, name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {
                     queue.pop();
@@ -313,7 +319,9 @@ fn remove_leaf(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(e) => return Err(e),
     }
-    let Some(st) = stat_opt(dir, name)? else { return Ok(true) };
+    let Some(st) = stat_opt(dir, name)? else {
+        return Ok(true);
+    };
     clear_immutable(dir, name)?;
     if !is_dir(&st) {
         rustix::fs::unlinkat(dir, name, AtFlags::empty())?;

@@ -214,8 +214,9 @@ fn forgotten_nodes_are_freed() {
         std::thread::sleep(Duration::from_millis(300));
         memory.push(resident(pid));
     }
+    // The first walk sizes tables and arenas; the last must find room in them.
     assert!(
-        memory[2] < memory[0] + memory[0] / 4 + 4096,
+        memory[2] < memory[1] + memory[1] / 4 + 2048,
         "resident KiB after each walk: {memory:?}"
     );
     assert!(memory[2] < 200 << 10, "resident KiB: {memory:?}");
