@@ -38,8 +38,6 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
         Source::Random(&mut rng, before, ops),
     )
     .err()?;
-<<<<<<< HEAD
-=======
     let known = std::env::var("ROVL_DIFF_IGNORE").unwrap_or_default();
     if known
         .split(',')
@@ -48,7 +46,6 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
         println!("seed {seed} fails as known: {}", failure.class);
         return None;
     }
->>>>>>> diff
     println!(
         "seed {seed} fails ({}), shrinking:\n{}",
         failure.class, failure.text

@@ -14,16 +14,7 @@ pub fn add(log: &[Step]) {
         return;
     };
     for Step { op, outcome, .. } in log {
-<<<<<<< HEAD
-        let text = format!("{op:?}");
-        let name = text
-            .split([' ', '('])
-            .next()
-            .unwrap_or_default()
-            .to_string();
-=======
         let name = op.name();
->>>>>>> diff
         let result = match outcome {
             Outcome::Failed(errno) => errno_name(*errno),
             Outcome::Skipped => "skipped".into(),

@@ -19,17 +19,10 @@ use super::sys;
 const HEADER: usize = 5 + 16;
 
 /// What is wrong with the upper and the work directory, as text.
-<<<<<<< HEAD
-pub fn check(dirs: &Dirs, role: Role) -> Made<Vec<String>> {
-    let mut checker = Checker {
-        dirs,
-        role,
-=======
 pub fn check(dirs: &Dirs, by_kernel: bool) -> Made<Vec<String>> {
     let mut checker = Checker {
         dirs,
         by_kernel,
->>>>>>> diff
         faults: Vec::new(),
         handles: HashMap::new(),
     };
