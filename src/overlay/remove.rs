@@ -120,6 +120,7 @@ impl Overlay {
                     None => self.names_left(node.id, found),
                 };
                 place.removed = left == 0;
+                place.upper_alias = false;
                 old = place.parent.take();
             } else if shown == Some(1) {
                 place.removed = true;

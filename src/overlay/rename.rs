@@ -623,6 +623,7 @@ impl Overlay {
             None => self.names_left(victim.id, found),
         };
         place.removed = left == 0;
+        place.upper_alias = false;
         Ok(place.parent.take())
     }
 }

@@ -3,7 +3,7 @@
 use super::layers::capability;
 use super::model::Disk::{Ext4, Tmpfs};
 use super::model::Fa::{FaPlain, FaPunch};
-use super::model::Node::{Chr, Dir, File, Link as Name};
+use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
 use super::model::Op::*;
 use super::model::Rn::{RnExchange, RnPlain};
 use super::model::Sk::SkHole;
@@ -351,6 +351,101 @@ fn truncating_by_a_user_clears_set_group_id() {
         As(1),
         Ftruncate { h: 0, len: 0 },
         Fstat(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn truncating_an_empty_file_is_a_change() {
+    let empty = |path: &[u8]| {
+        e(
+            b(path),
+            File(0, L(vec![])),
+            M(0o644),
+            ROOT,
+            ROOT,
+            THEN,
+            L(vec![]),
+        )
+    };
+    let ops = vec![
+        Truncate {
+            path: b(b"x"),
+            len: 0,
+        },
+        open(0, b"y", libc::O_RDWR),
+        Ftruncate { h: 0, len: 0 },
+        Walk,
+    ];
+    check_on(Ext4, vec![empty(b"x"), empty(b"y")], vec![], ops);
+}
+
+#[test]
+fn an_open_file_without_a_name_can_be_synced() {
+    let ops = vec![
+        Unlink(b(b"y")),
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"x")),
+        Fsync { h: 0, data: false },
+        open(1, b"z", libc::O_RDONLY),
+        Unlink(b(b"z")),
+        Fsync { h: 1, data: true },
+    ];
+    check_on(
+        Ext4,
+        [linked(), vec![file(b"z", 0o644, ROOT)]].concat(),
+        vec![],
+        ops,
+    );
+}
+
+#[test]
+fn the_link_count_of_a_fifo_falls_by_one_when_a_renamed_name_goes() {
+    let fifo = e(b(b"x"), Fifo, M(0o600), ROOT, ROOT, THEN, L(vec![]));
+    let lower = vec![dir(b"d", 0o755), fifo, link(b"d/y", b"x"), link(b"z", b"x")];
+    let ops = vec![
+        Rename {
+            from: b(b"d"),
+            to: b(b"e"),
+            how: RnPlain,
+        },
+        Rename {
+            from: b(b"e/y"),
+            to: b(b"e/w"),
+            how: RnPlain,
+        },
+        Unlink(b(b"e/w")),
+        Stat {
+            path: b(b"z"),
+            follow: false,
+        },
+        Walk,
+    ];
+    check_on(Ext4, lower, vec![], ops);
+}
+
+#[test]
+fn the_mtime_of_a_write_to_a_new_hard_link_is_kept() {
+    let ops = vec![
+        Link {
+            from: b(b"y"),
+            to: b(b"d/1"),
+            follow: false,
+        },
+        Link {
+            from: b(b"d/1"),
+            to: b(b"d/2"),
+            follow: false,
+        },
+        Unlink(b(b"y")),
+        Put {
+            path: b(b"d/2"),
+            flags: O(libc::O_RDWR),
+            mode: M(0),
+            off: 0,
+            len: 1,
+            seed: 69,
+        },
     ];
     check_on(Ext4, linked(), vec![], ops);
 }
