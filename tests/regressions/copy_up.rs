@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use crate::support::files::{
-    Map, data_ranges, disk_usage, open_rw, tree_usage, write_solid, write_sparse,
+    Map, data_ranges, disk_usage, drop_caches, open_rw, tree_usage, write_solid, write_sparse,
 };
 use crate::support::{
     LoopFs, Mounted, Scratch, Subject, Trace, data_paths, pattern, require_root, subject,
@@ -174,6 +174,34 @@ fn removing_a_big_lower_file_copies_nothing() {
     assert!(took < Duration::from_secs(2), "took {took:?}");
     assert!(!mounted.path("unlinked").exists());
     assert_eq!(fs::read(mounted.path("replaced")).unwrap(), b"small");
+}
+
+/// Nor does the removal, the renaming over or the linking of one name of a hard link, not even when
+/// the kernel lets go of the inode, or of the mount.
+#[test]
+fn removing_one_name_of_a_big_lower_file_copies_nothing() {
+    require_root();
+    if subject() == Subject::Kernel {
+        return; // It copies up, to have a place for the link count.
+    }
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    for pair in ["a", "b"] {
+        allocate(&layers.lower().join(pair), 256 * MIB);
+        fs::hard_link(
+            layers.lower().join(pair),
+            layers.lower().join(format!("{pair}2")),
+        )
+        .unwrap();
+    }
+    let mounted = subject().mount(&layers, &[]);
+    fs::write(mounted.path("new"), "small").unwrap();
+    fs::remove_file(mounted.path("a")).unwrap();
+    fs::rename(mounted.path("new"), mounted.path("b")).unwrap();
+    drop_caches(2);
+    assert_eq!(fs::metadata(mounted.path("a2")).unwrap().len(), 256 * MIB);
+    mounted.unmount();
+    assert!(tree_usage(&layers.upper) + tree_usage(&layers.work) < MIB);
 }
 
 /// Takes disk blocks without writing them.

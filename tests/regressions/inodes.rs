@@ -119,11 +119,28 @@ fn unlinking_names_of_a_lower_hard_link_counts_down() {
         assert_eq!(held.metadata().unwrap().nlink(), left, "fstat");
     }
     drop(held);
-    mounted.remount();
-    assert_eq!(nlink(&mounted.path("dir/d")), 1, "after a remount");
     fs::remove_file(mounted.path("dir/d")).unwrap();
     mounted.remount();
     assert_eq!(fs::read_dir(mounted.path("dir")).unwrap().count(), 0);
+}
+
+/// What was counted down stays so over a remount. (The kernel copies the file up for it.)
+#[test]
+fn the_link_count_of_a_partly_removed_lower_hard_link_lasts() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    make_links(layers.lower());
+    let mut mounted = subject().mount(&layers, &[]);
+    fs::remove_file(mounted.path("a")).unwrap();
+    fs::rename(mounted.path("b"), mounted.path("dir/c")).unwrap();
+    mounted.remount();
+    // POSIX: a rename onto another name of the same inode does nothing.
+    assert_eq!(nlink(&mounted.path("dir/d")), 3);
+    fs::remove_file(mounted.path("b")).unwrap();
+    fs::remove_file(mounted.path("dir/c")).unwrap();
+    mounted.remount();
+    assert_eq!(nlink(&mounted.path("dir/d")), 1);
 }
 
 /// A tree with all kinds in each lower and in the upper; returns the paths.
