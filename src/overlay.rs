@@ -49,7 +49,8 @@ mod xattrs;
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
 pub use config::{Config, RedirectDir, UpperDirs, Xino};
 pub use create::{Caller, NewNode};
-pub use metadata::FsStat;
+pub use file::WriteHow;
+pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
 pub use open::OpenError;
 pub use readdir::ListedEntry;
@@ -93,6 +94,8 @@ pub struct Overlay {
     pub(crate) listings: ListingCache,
     /// Names of lower hard links that were removed without a copy-up, by inode number.
     pub(crate) unlinked_lowers: DashMap<u64, u32>,
+    /// Modification times that cached writes must leave, of files that were written.
+    pub(crate) mtimes: DashMap<u64, Timestamp>,
     pub(crate) follow_redirects: bool,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
@@ -129,6 +132,9 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
+        if node.kind == Kind::File {
+            self.mtimes.remove(&node.id);
+        }
         if node.dir.is_some() {
             self.listings.remove(node.id);
         }

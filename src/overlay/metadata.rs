@@ -3,14 +3,19 @@
 use rustix::fs::Statx;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
 use super::copy_up::CopyData;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// Who changes contents without `CAP_FSETID`: set-id bits go, and whether the set-group-id bit of a
+/// file that its group can't execute does, depends on the caller being in a group. `None`: somebody
+/// privileged.
+pub type Unprivileged<'a> = Option<&'a dyn Fn(u32) -> bool>;
 
 /// What `statfs` shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,8 +93,21 @@ impl Overlay {
     /// # Errors
     /// `EROFS` without upper, `EINVAL` for the size of something that is not a file, and what the
     /// file system of upper returns.
-    pub fn setattr(&self, id: u64, set: &SetAttr) -> Result<Attr, Errno> {
+    pub fn setattr(
+        &self,
+        id: u64,
+        set: &SetAttr,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
+        if !node.place.read().has_upper() && self.upper.is_some() {
+            // The kernel's cache tells of times that it changed on its own, also of the ctime that
+            // an unlink or link sets and nobody can: no reason to copy anything.
+            let attr = self.attr_of(&node)?;
+            if set.changes_nothing(&attr) {
+                return Ok(attr);
+            }
+        }
         let data = set.size.map_or(CopyData::All, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
@@ -102,9 +120,8 @@ impl Overlay {
             }
             let fd = self.write_fd(&node)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            if set.kill_suidgid {
-                self.clear_suidgid(fd.as_fd())?;
-            }
+            self.mtimes.remove(&node.id);
+            self.clear_suidgid(fd.as_fd(), unprivileged)?;
         }
         let st = self.with_object(&node, |dir, name| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -114,8 +131,18 @@ impl Overlay {
                 sysfs::chmod_at(dir, name, perm & 0o7777)?;
             }
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
-            if atime != TimeSpec::Omit || mtime != TimeSpec::Omit {
-                sysfs::utimens_at(dir, name, atime, mtime)?;
+            match (atime, set.mtime) {
+                (TimeSpec::Omit, None) => {}
+                (_, Some(SetTime::At(t))) if node.kind == Kind::File => {
+                    // Cached writes that are under way set this time again: see `write`.
+                    let mut known = self.mtimes.entry(node.id).or_insert(t);
+                    *known = t;
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
+                _ => {
+                    self.mtimes.remove(&node.id);
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
             }
             stat_at(dir, name)
         })?;
@@ -156,11 +183,20 @@ impl Overlay {
         })
     }
 
-    /// Takes the set-id bits away that a write by somebody without `CAP_FSETID` takes away.
-    pub(crate) fn clear_suidgid(&self, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
-        let mode = u32::from(stat_at(fd, OsStr::new(""))?.stx_mode) & 0o7777;
+    /// Takes the set-id bits away that a change of the contents by somebody without `CAP_FSETID`
+    /// takes away (`setattr_should_drop_suidgid`).
+    pub(crate) fn clear_suidgid(
+        &self,
+        fd: BorrowedFd<'_>,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<(), Errno> {
+        let Some(in_group) = unprivileged else {
+            return Ok(());
+        };
+        let st = stat_at(fd, OsStr::new(""))?;
+        let mode = u32::from(st.stx_mode) & 0o7777;
         let mut kept = mode & !0o4000;
-        if mode & 0o2010 == 0o2010 {
+        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(st.stx_gid)) {
             kept &= !0o2000;
         }
         if kept != mode {

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, is_dir};
+use super::attr::{Kind, is_dir, is_file};
 use super::copy_up::CopyData;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
@@ -47,6 +47,7 @@ impl Overlay {
             }
         }
         self.ensure_upper(&parent, CopyData::All)?;
+        self.index_before_removal(&parent, name)?;
         let old = {
             let _names = dir.names.write();
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
@@ -59,6 +60,36 @@ impl Overlay {
             self.release(&old, 1);
         }
         Ok(())
+    }
+
+    /// Copies a lower hard link into the index before one of its names goes, as the kernel does, so
+    /// that the number of its names is right after a remount, too. Not for big files: theirs is
+    /// right as long as the mount lives, and removing a name stays cheap.
+    pub(crate) fn index_before_removal(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        const CHEAP: u64 = 1 << 20;
+        if self.upper()?.work.index.is_none() {
+            return Ok(());
+        }
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let found = {
+            let _names = dir.names.read();
+            self.resolve(parent, name)?
+        };
+        let Some(found) = found else { return Ok(()) };
+        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
+            return Ok(());
+        }
+        let Some((node, _)) = self.lookup(parent.id, name)? else {
+            return Ok(());
+        };
+        let copied = self.ensure_upper(&node, CopyData::All);
+        self.release(&node, 1);
+        copied
     }
 
     /// unlink with the directory locked. Gives the parent that the node no longer has, on which a

@@ -6,8 +6,9 @@ use std::sync::Mutex;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::driver::{MAPS, Outcome, SLOTS, slot_of};
+use super::driver::{MAPS, SLOTS, slot_of};
 use super::model::Op;
+use super::outcome::Outcome;
 use super::tree::{Item, When};
 
 /// Who does not do what a plain directory does.

@@ -8,6 +8,7 @@ use std::fmt;
 pub struct B(pub Vec<u8>);
 
 /// Makes a [`B`].
+#[allow(dead_code)] // used by pasted regression tests
 pub fn b(bytes: &[u8]) -> B {
     B(bytes.to_vec())
 }
@@ -319,6 +320,17 @@ pub enum Op {
     Walk,
     /// Closes everything, unmounts and mounts again.
     Remount,
+}
+
+impl Op {
+    /// The name of the operation.
+    pub fn name(&self) -> String {
+        let text = format!("{self:?}");
+        text.split([' ', '('])
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    }
 }
 
 /// Open flags, printed by name.

@@ -453,7 +453,8 @@ pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
             continue;
         };
         let attr = x.attr.difference(&y.attr, exact);
-        if !attr.is_empty() && !(kernel && deviations::explain_item(x, y)) {
+        let wanted = kernel && !attr.is_empty() && deviations::explain_item(x, y);
+        if !attr.is_empty() && !wanted {
             say(path, attr);
         }
         if x.target != y.target {

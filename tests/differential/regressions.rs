@@ -1,0 +1,356 @@
+//! Cases that the property test found and shrank, each named after what was wrong.
+
+use super::layers::capability;
+use super::model::Disk::{Ext4, Tmpfs};
+use super::model::Fa::{FaPlain, FaPunch};
+use super::model::Node::{Chr, Dir, File, Link as Name};
+use super::model::Op::*;
+use super::model::Rn::{RnExchange, RnPlain};
+use super::model::Sk::SkHole;
+use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, Tm, b, e};
+use super::mounts::{Disks, Subject};
+use super::run::{Source, run};
+
+const ROOT: u32 = 0;
+const USER: u32 = 1000;
+const THEN: T = T(1_000_000_000, 1);
+
+fn dir(path: &[u8], mode: u32) -> Entry {
+    e(b(path), Dir, M(mode), ROOT, ROOT, THEN, L(vec![]))
+}
+
+fn file(path: &[u8], mode: u32, uid: u32) -> Entry {
+    let data = File(5000, L(vec![Ext(0, 5000, 7)]));
+    e(b(path), data, M(mode), uid, 65_534, THEN, L(vec![]))
+}
+
+fn link(path: &[u8], first: &[u8]) -> Entry {
+    e(b(path), Name(b(first)), M(0), ROOT, ROOT, THEN, L(vec![]))
+}
+
+/// Runs a case of one lower on the subject; the test fails if it fails.
+fn check_on(disk: Disk, lower: Vec<Entry>, before: Vec<Op>, ops: Vec<Op>) {
+    let lowers = vec![[vec![dir(b"", 0o755)], lower].concat()];
+    check(Case {
+        disk,
+        lowers,
+        before,
+        ops,
+    });
+}
+
+fn check(mut case: Case) {
+    let disks = Disks::new(&[case.disk]).unwrap();
+    let result = run(&Subject::from_env(), &disks, &mut case, Source::Fixed);
+    drop(disks);
+    if let Err(failure) = result {
+        panic!("{}: {}", failure.class, failure.text);
+    }
+}
+
+#[test]
+fn a_hard_link_is_renamed_when_another_of_its_names_is_known() {
+    let lower = vec![
+        dir(b"d", 0o755),
+        file(b"d/x", 0o644, ROOT),
+        link(b"y", b"d/x"),
+    ];
+    let ops = vec![
+        List {
+            path: b(b"d"),
+            stat: true,
+        },
+        Rename {
+            from: b(b"y"),
+            to: b(b"d/new"),
+            how: RnPlain,
+        },
+    ];
+    check_on(Ext4, lower, vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_renamed_when_another_of_its_names_was_renamed() {
+    let lower = vec![dir(b"d", 0o700), file(b"x", 0o644, ROOT), link(b"y", b"x")];
+    let ops = vec![
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/x"),
+            how: RnPlain,
+        },
+        Rename {
+            from: b(b"y"),
+            to: b(b"d/y"),
+            how: RnPlain,
+        },
+    ];
+    check_on(Tmpfs, lower, vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_exchanged_when_another_of_its_names_was_copied_up() {
+    let lower = vec![dir(b"d", 0o755), file(b"x", 0o644, ROOT), link(b"y", b"x")];
+    let open = Open {
+        h: 0,
+        path: b(b"x"),
+        flags: O(libc::O_RDWR),
+        mode: M(0),
+    };
+    let ops = vec![Rename {
+        from: b(b"d"),
+        to: b(b"y"),
+        how: RnExchange,
+    }];
+    check_on(Ext4, lower, vec![open], ops);
+}
+
+#[test]
+fn an_xattr_of_an_unknown_namespace_is_not_supported() {
+    let ops = vec![
+        Getxattr {
+            path: b(b"x"),
+            name: b(b"bogus.name"),
+        },
+        Removexattr {
+            path: b(b"x"),
+            name: b(b"bogus.name"),
+        },
+    ];
+    check_on(Ext4, vec![file(b"x", 0o644, ROOT)], vec![], ops);
+}
+
+#[test]
+fn a_write_by_a_user_clears_set_group_id() {
+    let put = Put {
+        path: b(b"x"),
+        flags: O(libc::O_RDWR),
+        mode: M(0),
+        off: 0,
+        len: 10,
+        seed: 1,
+    };
+    let ops = vec![
+        As(1),
+        put,
+        Stat {
+            path: b(b"x"),
+            follow: false,
+        },
+    ];
+    check_on(Ext4, vec![file(b"x", 0o2644, USER)], vec![], ops);
+}
+
+#[test]
+fn fallocate_by_a_user_clears_set_ids_and_capabilities() {
+    let mut able = file(b"y", 0o755, USER);
+    able.xattrs = L(vec![(b(b"security.capability"), capability())]);
+    let ops = vec![
+        Open {
+            h: 0,
+            path: b(b"x"),
+            flags: O(libc::O_RDWR),
+            mode: M(0),
+        },
+        Open {
+            h: 1,
+            path: b(b"y"),
+            flags: O(libc::O_RDWR),
+            mode: M(0),
+        },
+        As(1),
+        Fallocate {
+            h: 0,
+            mode: FaPunch,
+            off: 0,
+            len: 3444,
+        },
+        Fallocate {
+            h: 1,
+            mode: FaPlain,
+            off: 0,
+            len: 9000,
+        },
+        Fstat(0),
+        Walk,
+    ];
+    check_on(Ext4, vec![file(b"x", 0o6711, ROOT), able], vec![], ops);
+}
+
+#[test]
+fn a_hole_is_sought_in_what_was_just_written() {
+    let ops = vec![
+        Open {
+            h: 0,
+            path: b(b"x"),
+            flags: O(libc::O_RDWR),
+            mode: M(0),
+        },
+        Pwrite {
+            h: 0,
+            off: 8192,
+            len: 2552,
+            seed: 1,
+        },
+        Seek {
+            h: 0,
+            to: SkHole(6000),
+        },
+    ];
+    check_on(Ext4, vec![file(b"x", 0o644, ROOT)], vec![], ops);
+}
+
+#[test]
+fn the_link_count_of_a_device_survives_a_remount() {
+    let device = e(b(b"x"), Chr(1, 3), M(0o600), ROOT, ROOT, THEN, L(vec![]));
+    check_on(
+        Ext4,
+        vec![device, link(b"y", b"x")],
+        vec![],
+        vec![Unlink(b(b"x"))],
+    );
+}
+
+#[test]
+fn an_mtime_survives_a_remount_to_the_nanosecond() {
+    let put = |path: &[u8], flags, seed| Put {
+        path: b(path),
+        flags: O(libc::O_RDWR | flags),
+        mode: M(0o644),
+        off: 0,
+        len: 3000,
+        seed,
+    };
+    let ops = vec![
+        put(b"new", libc::O_CREAT, 1),
+        put(b"x", libc::O_TRUNC, 2),
+        put(b"x", libc::O_TRUNC, 3),
+        Open {
+            h: 0,
+            path: b(b"y"),
+            flags: O(libc::O_RDWR | libc::O_TRUNC),
+            mode: M(0),
+        },
+        Fstat(0),
+        put(b"y", libc::O_TRUNC, 4),
+    ];
+    check_on(
+        Ext4,
+        vec![file(b"x", 0o644, ROOT), file(b"y", 0o644, ROOT)],
+        vec![],
+        ops,
+    );
+}
+
+fn linked() -> Vec<Entry> {
+    vec![dir(b"d", 0o777), file(b"x", 0o644, ROOT), link(b"y", b"x")]
+}
+
+fn open(h: usize, path: &[u8], flags: i32) -> Op {
+    Open {
+        h,
+        path: b(path),
+        flags: O(flags),
+        mode: M(0o644),
+    }
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_the_name_it_was_linked_from_goes() {
+    let ops = vec![
+        Link {
+            from: b(b"y"),
+            to: b(b"d/new"),
+            follow: false,
+        },
+        open(0, b"d/new", libc::O_RDWR),
+        Unlink(b(b"y")),
+        Ftruncate { h: 0, len: 2304 },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_its_name_goes_and_another_is_in_the_lower() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Fchown {
+            h: 0,
+            uid: 1000,
+            gid: 2000,
+        },
+        Unlink(b(b"x")),
+        Futimens {
+            h: 0,
+            atime: Tm::Omit,
+            mtime: Tm::At(THEN),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_all_its_names_go() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"y")),
+        Unlink(b(b"x")),
+        Ftruncate { h: 0, len: 0 },
+        Fstat(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_lives_on_when_its_renamed_name_goes() {
+    let ops = vec![
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/g"),
+            how: RnPlain,
+        },
+        open(0, b"d/g", libc::O_RDONLY),
+        Unlink(b(b"d/g")),
+        Fchmod {
+            h: 0,
+            mode: M(0o444),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_read_after_another_name_was_renamed_and_unlinked() {
+    let ops = vec![
+        open(0, b"y", libc::O_RDWR),
+        Pread {
+            h: 0,
+            off: 0,
+            len: 100,
+        },
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/g"),
+            how: RnPlain,
+        },
+        Unlink(b(b"d/g")),
+        open(1, b"y", libc::O_RDWR),
+        MmapKeep { h: 1, m: 0 },
+        Cat(b(b"y")),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn truncating_by_a_user_clears_set_group_id() {
+    let ops = vec![
+        open(0, b"x", libc::O_RDWR),
+        Fchmod {
+            h: 0,
+            mode: M(0o2000),
+        },
+        As(1),
+        Ftruncate { h: 0, len: 0 },
+        Fstat(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
