@@ -147,7 +147,7 @@ fn removing_a_big_lower_file_copies_nothing() {
     let scratch = Scratch::new();
     let layers = scratch.layers(1);
     for name in ["unlinked", "replaced"] {
-        allocate(&layers.lower().join(name), GIB);
+        write_solid(&layers.lower().join(name), 512 * MIB);
     }
     let mounted = subject().mount(&layers, &[]);
     fs::write(mounted.path("new"), "small").unwrap();
@@ -187,7 +187,7 @@ fn removing_one_name_of_a_big_lower_file_copies_nothing() {
     let scratch = Scratch::new();
     let layers = scratch.layers(1);
     for pair in ["a", "b"] {
-        allocate(&layers.lower().join(pair), 256 * MIB);
+        write_solid(&layers.lower().join(pair), 256 * MIB);
         fs::hard_link(
             layers.lower().join(pair),
             layers.lower().join(format!("{pair}2")),
@@ -204,12 +204,6 @@ fn removing_one_name_of_a_big_lower_file_copies_nothing() {
     assert!(tree_usage(&layers.upper) + tree_usage(&layers.work) < MIB);
 }
 
-/// Takes disk blocks without writing them.
-fn allocate(path: &std::path::Path, size: u64) {
-    let file = File::create(path).unwrap();
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
-}
-
 /// Truncation needs none of the old bytes either: O_TRUNC, and truncate to 0.
 #[test]
 fn truncating_a_big_lower_file_copies_nothing() {
@@ -217,7 +211,7 @@ fn truncating_a_big_lower_file_copies_nothing() {
     let scratch = Scratch::new();
     let layers = scratch.layers(1);
     for name in ["open", "truncate"] {
-        allocate(&layers.lower().join(name), 512 * MIB);
+        write_solid(&layers.lower().join(name), 256 * MIB);
     }
     let mounted = subject().mount(&layers, &[]);
     let trace = mounted.daemon_pid().map(|pid| {
