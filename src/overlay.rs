@@ -308,15 +308,18 @@ impl Overlay {
         })
     }
 
-    /// Ends the mount: empties `work/work`.
+    /// Ends the mount: empties `work/work`, and makes upper durable, as unmounting the kernel's
+    /// overlayfs does.
     ///
     /// # Errors
     /// What the file system returns; the mount is over all the same.
     pub fn close(&self) -> Result<(), Errno> {
         self.fds.clear();
-        match &self.upper {
-            Some(upper) => upper.work.clean_up(),
-            None => Ok(()),
-        }
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        let cleaned = upper.work.clean_up();
+        self.sync_all()?;
+        cleaned
     }
 }

@@ -278,7 +278,10 @@ impl fuser::Filesystem for Filesystem {
             });
             match done {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
+                Err(e) => {
+                    reply.error(errno(e));
+                    self.drop_unwritten(ino.0);
+                }
             }
         });
     }

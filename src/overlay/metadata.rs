@@ -205,6 +205,14 @@ impl Overlay {
         Ok(())
     }
 
+    /// A name that a node is known by: its directory's id, and the component.
+    pub fn name_of(&self, id: u64) -> Option<(u64, OsString)> {
+        let node = self.node(id).ok()?;
+        let place = node.place.read();
+        let parent = place.parent.as_ref()?;
+        Some((parent.id, place.name.to_os_string()))
+    }
+
     /// Is this the root of the mount?
     pub(crate) fn is_root(&self, node: &Node) -> bool {
         node.id == ROOT_ID
