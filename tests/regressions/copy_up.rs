@@ -171,7 +171,7 @@ fn removing_a_big_lower_file_copies_nothing() {
         assert!(moved < 64 << 10, "{moved} bytes were moved");
     }
     assert!(tree_usage(&layers.upper) < MIB);
-    assert!(took < Duration::from_secs(2), "took {took:?}");
+    assert!(took < Duration::from_secs(5), "took {took:?}");
     assert!(!mounted.path("unlinked").exists());
     assert_eq!(fs::read(mounted.path("replaced")).unwrap(), b"small");
 }
