@@ -402,7 +402,7 @@ impl Driver {
                 let dir = rustix::fs::openat(
                     CWD,
                     &path[..],
-                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
                 done(rustix::fs::fsync(dir))

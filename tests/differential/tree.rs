@@ -244,7 +244,12 @@ impl Walker {
 
     /// The tree below the open directory `root`.
     pub fn walk(mut self, root: OwnedFd) -> Tree {
-        let here = rustix::fs::openat(CWD, ".", OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+        let here = rustix::fs::openat(
+            CWD,
+            ".",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let result = rustix::process::fchdir(&root).and_then(|()| self.item(b"", b"."));
         if let Err(error) = result.and_then(|attr| self.directory(b"", root, &attr)) {
             self.tree.faults.push(format!("the root: {error}"));
