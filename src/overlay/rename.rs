@@ -459,10 +459,16 @@ impl Overlay {
                 rename(RenameFlags::empty())?;
                 self.put_whiteout(upper, from, name)?;
             }
-            Step::Exchange | Step::ExchangeWhiteout => rename(RenameFlags::EXCHANGE)?,
-            Step::ExchangeAndDropWhiteout => {
+            Step::Exchange => rename(RenameFlags::EXCHANGE)?,
+            Step::ExchangeWhiteout | Step::ExchangeAndDropWhiteout => {
+                // For the client it is a plain rename, which changes nothing in what is moved; XFS
+                // gives directories that are exchanged a new time.
+                let before = stat_at(from, name)?;
                 rename(RenameFlags::EXCHANGE)?;
-                rustix::fs::unlinkat(from, name, AtFlags::empty())?;
+                set_times(to, new_name, &before)?;
+                if step == Step::ExchangeAndDropWhiteout {
+                    rustix::fs::unlinkat(from, name, AtFlags::empty())?;
+                }
             }
         }
         if !upper.work.device_whiteouts && slot == Slot::Nothing {
