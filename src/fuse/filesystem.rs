@@ -419,6 +419,9 @@ impl fuser::Filesystem for Filesystem {
                 libc::XATTR_REPLACE => SetFlags::Replace,
                 _ => return reply.error(errno(Errno::INVAL)),
             };
+            if name == "security.capability" {
+                return self.set_capability(ino.0, (name, value), flags, reply);
+            }
             let set = || {
                 self.overlay.setxattr(ino.0, name, value, flags)?;
                 // As the kernel's posix_acl_update_mode, which can't see the caller's groups here.
