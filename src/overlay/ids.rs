@@ -33,6 +33,7 @@ const OVERFLOW_ID: u32 = 65_534;
 pub(crate) const DISK_MODE: u32 = 0o755;
 /// The longest symlink target, in bytes (`PATH_MAX`).
 const LONGEST_TARGET: usize = 4096;
+const CAPABILITIES: &CStr = c"security.capability";
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 /// One way of changing user ids, or group ids.
@@ -370,6 +371,18 @@ pub(crate) fn override_kind(kind: Kind, (major, minor): (u32, u32)) -> Option<Ov
     }
 }
 
+/// Takes file capabilities away, which are not to be another user's.
+fn drop_capabilities(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    // Without privileges removing is refused also where there is nothing to remove.
+    if !xattr::has_at(dir, name, CAPABILITIES)? {
+        return Ok(());
+    }
+    match xattr::remove_at(dir, name, CAPABILITIES) {
+        Err(Errno::NODATA) => Ok(()),
+        other => other,
+    }
+}
+
 /// A new regular file; `content` is a symlink's target.
 pub(crate) fn make_stand_in(
     dir: BorrowedFd<'_>,
@@ -461,10 +474,7 @@ impl Overlay {
             let group_runs_it = new.mode & 0o010 != 0;
             new.mode &= if group_runs_it { !0o6000 } else { !0o4000 };
             if is_file {
-                match xattr::remove_at(dir, name, c"security.capability") {
-                    Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                    Err(e) => return Err(e),
-                }
+                drop_capabilities(dir, name)?;
             }
         }
         new.mode = perm.map_or(new.mode, |perm| perm & 0o7777);
@@ -540,3 +550,6 @@ pub(crate) fn open(
     }
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests;
