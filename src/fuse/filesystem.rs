@@ -504,8 +504,12 @@ impl fuser::Filesystem for Filesystem {
         self.serve(Request::fallocate, || {
             let done = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
                 let mode = mode.cast_unsigned();
-                self.overlay
-                    .fallocate(ino.0, mode, offset, length, unprivileged)
+                let keep_mtime = self.options.writeback;
+                let how = WriteHow {
+                    unprivileged,
+                    keep_mtime,
+                };
+                self.overlay.fallocate(ino.0, mode, offset, length, how)
             });
             reply_empty(reply, done);
         });
@@ -549,7 +553,16 @@ impl fuser::Filesystem for Filesystem {
         self.serve(Request::copy_file_range, || {
             let (from, to) = ((ino_in.0, offset_in), (ino_out.0, offset_out));
             let copied = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
-                self.overlay.copy_range(from, to, len, unprivileged)
+                let keep_mtime = self.options.writeback;
+                self.overlay.copy_range(
+                    from,
+                    to,
+                    len,
+                    WriteHow {
+                        unprivileged,
+                        keep_mtime,
+                    },
+                )
             });
             match copied {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),

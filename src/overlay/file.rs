@@ -105,9 +105,7 @@ impl Overlay {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
-        if how.keep_mtime {
-            self.remember_mtime(&node, fd.as_fd())?;
-        }
+        self.remember_mtime(&node, fd.as_fd(), how)?;
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -119,19 +117,37 @@ impl Overlay {
             }
         }
         self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&node, fd.as_fd(), how)?;
+        Ok(done)
+    }
+
+    /// Sets the modification time again that a change of the kernel's cache must leave.
+    fn restore_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
         if how.keep_mtime
             && let Some(mtime) = self.mtimes.get(&node.id)
         {
             // With the entry locked: a SETATTR that comes meanwhile has the last word.
             let mtime = to_timespec(Some(SetTime::At(*mtime)));
-            sysfs::utimens_at(fd.as_fd(), OsStr::new(""), TimeSpec::Omit, mtime)?;
+            sysfs::utimens_at(fd, OsStr::new(""), TimeSpec::Omit, mtime)?;
         }
-        Ok(done)
+        Ok(())
     }
 
     /// Notes the modification time that the kernel knows, before a write of its cache changes it.
-    fn remember_mtime(&self, node: &Node, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        if let Entry::Vacant(slot) = self.mtimes.entry(node.id) {
+    fn remember_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
+        if how.keep_mtime
+            && let Entry::Vacant(slot) = self.mtimes.entry(node.id)
+        {
             let t = stat_at(fd, OsStr::new(""))?.stx_mtime;
             slot.insert(Timestamp {
                 sec: t.tv_sec,
@@ -151,15 +167,16 @@ impl Overlay {
         mode: u32,
         offset: u64,
         length: u64,
-        unprivileged: Unprivileged<'_>,
+        how: WriteHow<'_>,
     ) -> Result<(), Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
+        self.remember_mtime(&node, fd.as_fd(), how)?;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
-        self.mtimes.remove(&node.id);
-        self.clear_suidgid(fd.as_fd(), unprivileged)
+        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&node, fd.as_fd(), how)
     }
 
     /// The next data or hole at or after `offset`.
@@ -188,13 +205,14 @@ impl Overlay {
         (from, from_offset): (u64, u64),
         (to, to_offset): (u64, u64),
         length: u64,
-        unprivileged: Unprivileged<'_>,
+        how: WriteHow<'_>,
     ) -> Result<u64, Errno> {
         let source = self.file_node(from)?;
         let target = self.file_node(to)?;
         self.ensure_upper(&target, CopyData::All)?;
         let source_fd = self.read_fd(&source)?;
         let target_fd = self.write_fd(&target)?;
+        self.remember_mtime(&target, target_fd.as_fd(), how)?;
         let (mut source_at, mut target_at) = (from_offset, to_offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::io::retry_on_intr(|| {
@@ -206,8 +224,8 @@ impl Overlay {
                 length,
             )
         })?;
-        self.mtimes.remove(&target.id);
-        self.clear_suidgid(target_fd.as_fd(), unprivileged)?;
+        self.clear_suidgid(target_fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&target, target_fd.as_fd(), how)?;
         Ok(copied as u64)
     }
 

@@ -57,21 +57,16 @@ impl Overlay {
             }
             return Ok(attr);
         }
-        if attr.nlink > 1 || node.kind == Kind::File {
-            let place = node.place.read();
-            if let Some(hex) = place.index() {
-                attr.nlink = self.indexed_nlink(hex, st)?;
-            } else if !place.has_upper() {
-                if attr.nlink > 1
-                    && let Some(gone) = self.unlinked_lowers.get(&node.id)
-                {
-                    attr.nlink = attr.nlink.saturating_sub(*gone);
-                }
-                if place.removed && attr.nlink <= 1 {
-                    attr.nlink = 0;
-                }
-            } else if place.parked().is_some() {
-                attr.nlink = attr.nlink.saturating_sub(1);
+        let place = node.place.read();
+        if let Some(hex) = place.index() {
+            attr.nlink = self.indexed_nlink(hex, st)?;
+        } else if place.parked().is_some() {
+            attr.nlink = attr.nlink.saturating_sub(1);
+        } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {
+            let gone = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
+            attr.nlink = attr.nlink.saturating_sub(gone);
+            if place.removed && attr.nlink <= 1 {
+                attr.nlink = 0;
             }
         }
         Ok(attr)

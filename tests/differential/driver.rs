@@ -119,6 +119,9 @@ impl Driver {
     /// Runs one operation.
     pub fn run(&mut self, op: &Op) -> Outcome {
         if self.role != Role::Subject && is_refused(op) {
+            if let Op::Open { h, .. } = op {
+                self.files[*h] = None;
+            }
             return Outcome::MustFail;
         }
         match self.dispatch(op) {

@@ -162,7 +162,7 @@ impl Mounted {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        last
+        last.map_err(|text| format!("{text}\nheld by: {}", holders(&self.path)))
     }
 
     fn plain_unmount(&self) -> Made<()> {
@@ -258,6 +258,34 @@ fn is_mounted(path: &Path) -> Made<bool> {
     Ok(table
         .lines()
         .any(|line| line.split(' ').nth(4) == Some(&path)))
+}
+
+/// Which threads have something of the mount `path` open, as working directory or root.
+fn holders(path: &Path) -> String {
+    let mut found = Vec::new();
+    let list = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect::<Vec<_>>()
+    };
+    for process in list(Path::new("/proc")) {
+        for thread in list(&process.join("task")) {
+            let mut links = vec![thread.join("cwd"), thread.join("root")];
+            links.extend(list(&thread.join("fd")));
+            links.extend(list(&process.join("map_files")));
+            for link in links {
+                if let Ok(target) = fs::read_link(&link)
+                    && target.starts_with(path)
+                {
+                    found.push(format!("{} -> {}", link.display(), target.display()));
+                }
+            }
+        }
+    }
+    found.join("\n  ")
 }
 
 /// Whether a process has `path` among its arguments.
