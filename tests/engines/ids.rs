@@ -220,7 +220,7 @@ fn permissions_kept_in_attributes_hold() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
     chown(&file, Some(5), None).unwrap();
     assert_eq!(mode(&file), 0o777);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"not mine");
 }
 
