@@ -351,6 +351,7 @@ fn packages_are_installed_in_a_user_namespace_of_one_id() {
         list() { cd $MERGED; find . -printf '%p %U:%G %m %y %l\n' | sort; cd /; }
         $MOUNT
         cd $MERGED
+        chown -R 0:0 usr
         for file in usr/bin/passwd usr/bin/su etc/passwd; do
             echo new > $file.dpkg-new
             chown 0:0 $file.dpkg-new
@@ -362,7 +363,6 @@ fn packages_are_installed_in_a_user_namespace_of_one_id() {
         mv usr/bin/doas.dpkg-new usr/bin/doas
         mkfifo -m 600 run
         chown 0:0 run
-        chown -R 0:0 usr
         chmod 2775 var/mail
         mkdir var/mail/box
         rm -r etc
