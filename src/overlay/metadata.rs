@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec};
 use super::copy_up::CopyData;
+use super::file::WriteHow;
 use super::ids::link_target;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
@@ -117,9 +118,15 @@ impl Overlay {
                 });
             }
             let fd = self.write_fd(&node)?;
+            let keep_mtime = set.keep_mtime && set.mtime.is_none();
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime,
+            };
+            self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            self.mtimes.remove(&node.id);
             self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
             self.set_owner_and_mode(dir, name, set)?;

@@ -116,6 +116,12 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: "long-redirect",
+        who: Who::Both,
+        why: "a lower directory whose path is longer than a redirect may be (256 bytes): EXDEV; never generated",
+        applies: |_| false,
+    },
+    Deviation {
         name: "chown-to-nobody",
         who: Who::Rovl,
         why: "chown(-1, -1) takes set-id bits away, but FUSE sends nothing that says so: never generated",

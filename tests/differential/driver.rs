@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::calls::{
-    Res, access, at_flags, data, done, fallocate_flags, fstat, ids, mode, names, number, open_path,
-    seek, timestamps, xattr_op,
+    Res, access, at_flags, data, done, fallocate_flags, fstat, ids, list_while, mode, names,
+    number, open_path, seek, timestamps, xattr_op,
 };
 use super::model::{B, M, Nd, O, Op, T, Tm, pattern};
 use super::outcome::{Outcome, Role, TreeBox};
@@ -202,6 +202,7 @@ impl Driver {
             | Op::Mknod { .. }
             | Op::Rename { .. } => names(op),
             Op::List { path, stat } => self.list(path, *stat),
+            Op::ListWhile(path) => list_while(path),
             _ => self.on_path(op),
         }
     }
@@ -401,7 +402,7 @@ impl Driver {
                 let dir = rustix::fs::openat(
                     CWD,
                     &path[..],
-                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
                 done(rustix::fs::fsync(dir))

@@ -280,11 +280,28 @@ fn holders(path: &Path) -> String {
                 if let Ok(target) = fs::read_link(&link)
                     && target.starts_with(path)
                 {
-                    found.push(format!("{} -> {}", link.display(), target.display()));
+                    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+                    let name = link.file_name().unwrap_or_default();
+                    let info = read(thread.join("fdinfo").join(name));
+                    let mount = info.lines().find(|line| line.starts_with("mnt_id"));
+                    found.push(format!(
+                        "{} ({}) -> {} {mount:?}",
+                        link.display(),
+                        read(thread.join("comm")).trim_end(),
+                        target.display()
+                    ));
                 }
             }
         }
     }
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = path.to_string_lossy();
+    found.extend(
+        table
+            .lines()
+            .filter(|line| line.contains(&*path))
+            .map(String::from),
+    );
     found.join("\n  ")
 }
 

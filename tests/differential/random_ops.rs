@@ -145,6 +145,7 @@ const WEIGHTS: &[(u64, Make)] = &[
         path: g.path_mostly(FileType::Directory),
         stat: g.rng.chance(50),
     }),
+    (2, |g| Op::ListWhile(g.path_mostly(FileType::Directory))),
     (1, |g| Op::FsyncDir(g.path_mostly(FileType::Directory))),
 ];
 
