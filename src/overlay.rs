@@ -13,7 +13,7 @@
 //! 3. `Node::place`: a node's name, parent and layers. Written only while the name on disk is
 //!    changed with it, so that whoever holds it for reading can use the name. Nobody takes a
 //!    lock of the node table while holding it for writing.
-//! 4. Shards of the node table, the descriptor caches, the listing cache: leaves.
+//! 4. Shards of the node table, the descriptor caches, the listing cache, `Ids::changing`: leaves.
 //!
 //! # Invariants
 //!
@@ -28,6 +28,7 @@ mod copy_up;
 mod create;
 mod fds;
 mod file;
+mod ids;
 mod index;
 mod inos;
 mod intern;
@@ -47,7 +48,7 @@ mod work;
 mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
-pub use config::{Config, RedirectDir, UpperDirs, Xino};
+pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, XattrPermissions, Xino};
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};
@@ -83,6 +84,7 @@ pub(crate) struct Upper {
 pub struct Overlay {
     pub(crate) config: Config,
     pub(crate) ns: Namespace,
+    pub(crate) ids: ids::Ids,
     pub(crate) lowers: LowerLayers,
     pub(crate) upper: Option<Upper>,
     pub(crate) inos: InoMap,

@@ -282,7 +282,11 @@ impl Overlay {
 }
 
 /// Opens one file for I/O; the access check was the kernel's.
-fn open_for(dir: BorrowedFd<'_>, name: &OsStr, access: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_for(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    access: OFlags,
+) -> Result<OwnedFd, Errno> {
     if name.is_empty() {
         return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
     }
