@@ -1,7 +1,7 @@
 //! The adapter between the kernel's FUSE requests and the overlay core.
 //!
 //! [`mount`] makes the mount and gives a descriptor; [`Session`] answers on it. The only module
-//! that knows fuser's types, so that another transport can stand beside it: [`filesystem`] is
+//! that knows fuser's types, so that another transport can stand beside it: `filesystem` is
 //! decode, one call into [`Overlay`](crate::overlay::Overlay), one reply.
 //!
 //! # Data path
@@ -20,6 +20,7 @@ mod convert;
 mod filesystem;
 pub mod mount;
 mod requests;
+mod service;
 
 use rustix::io::Errno;
 use std::io;
@@ -27,7 +28,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::overlay::Overlay;
-use filesystem::Filesystem;
+use service::Filesystem;
 
 /// Whether file data goes past the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,10 +95,12 @@ impl Session {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.clone_fd && options.threads > 1;
         let filesystem = Filesystem::new(Arc::clone(&overlay), options.clone());
+        let notifier = Arc::clone(&filesystem.notifier);
         // fuser's own filter of callers is left open: the kernel applies the mount's, and fuser's
         // would refuse what the kernel's writeback does on behalf of nobody.
         let inner = fuser::Session::from_fd(filesystem, fd, fuser::SessionACL::All, config)
             .map_err(SessionError::Handshake)?;
+        notifier.get_or_init(|| inner.notifier());
         Ok(Session { inner, overlay })
     }
 

@@ -11,18 +11,27 @@
 //! | `ROVL_DIFF_JOBS` | sequences at a time | 2 |
 //! | `ROVL_DIFF_SUBJECT` | `kernel`, or a program with fuse-overlayfs's command line | rovl |
 //! | `ROVL_DIFF_KEEP_GOING` | go on after a failure, up to so many | 1 |
+//! | `ROVL_DIFF_SHRINK` | seconds to spend on making a failure smaller | 90 |
+//! | `ROVL_DIFF_MILD` | no times before 1970, for subjects that die of them | not set |
 //!
 //! A failure is shrunk and printed as the source of a case for `differential/regressions.rs`.
 
 #[cfg(test)]
 mod differential {
+    mod calls;
     mod deviations;
     mod driver;
+    mod judge;
     mod layers;
     mod model;
     mod mounts;
+    mod outcome;
+    mod place;
     mod property;
-    mod random;
+    mod random_layers;
+    mod random_ops;
+    mod random_paths;
+    mod regressions;
     mod rng;
     mod run;
     mod shrink;
@@ -30,4 +39,5 @@ mod differential {
     mod sys;
     mod tree;
     mod upper;
+    mod words;
 }

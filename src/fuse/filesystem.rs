@@ -1,185 +1,29 @@
 //! One method a request: decode, one call into the core, one reply.
 
 use fuser::{
-    CopyFileRangeFlags, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, FileHandle, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 use rustix::io::Errno;
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use super::SessionOptions;
 use super::convert::{absent, decode_dev, file_attr, file_type, set_time};
 use super::errno;
-use super::requests::{Request, RequestCounts};
-use crate::overlay::{Attr, Caller, NewNode, Node, Overlay, ROOT_ID, RenameMode, SetAttr};
+use super::requests::Request;
+use super::service::{
+    BUFFER, Filesystem, GENERATION, READ_BUFFER, STAT_XATTR, reply_empty, reply_xattr,
+};
+use crate::overlay::{NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow};
 use crate::sys::xattr::SetFlags;
-
-/// "Without end" for the kernel, which counts in jiffies.
-const FOREVER: Duration = Duration::from_secs(1_000_000_000);
-const GENERATION: Generation = Generation(0);
-/// The xattr of the root that `rovl stat` reads. It is not listed.
-const STAT_XATTR: &str = "user.rovl.stat";
-const READ_BUFFER: usize = 1 << 20;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The file system that fuser calls.
-pub(super) struct Filesystem {
-    overlay: Arc<Overlay>,
-    options: SessionOptions,
-    ttl: Duration,
-    counts: RequestCounts,
-    started: Instant,
-}
-
-type Created = Result<(Arc<Node>, Attr), Errno>;
-
-impl Filesystem {
-    pub(super) fn new(overlay: Arc<Overlay>, options: SessionOptions) -> Filesystem {
-        let seconds = options
-            .timeout
-            .and_then(|t| Duration::try_from_secs_f64(t).ok());
-        let ttl = seconds.map_or(FOREVER, |t| t.min(FOREVER));
-        let counts = RequestCounts::new();
-        Filesystem {
-            overlay,
-            options,
-            ttl,
-            counts,
-            started: Instant::now(),
-        }
-    }
-
-    /// Counts the request and runs its answer. A panic would end the thread and in the end the
-    /// mount: it becomes `EIO` (which a reply sends when it is dropped), and a line in the log.
-    fn serve(&self, request: Request, answer: impl FnOnce()) {
-        self.counts.count(request);
-        if catch_unwind(AssertUnwindSafe(answer)).is_err() {
-            tracing::error!("internal error while answering a request");
-        }
-    }
-
-    fn entry(&self, reply: ReplyEntry, made: Created) {
-        match made {
-            Ok((_, attr)) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
-            Err(e) => reply.error(errno(e)),
-        }
-    }
-
-    fn attr(&self, reply: ReplyAttr, attr: Result<Attr, Errno>) {
-        match attr {
-            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
-            Err(e) => reply.error(errno(e)),
-        }
-    }
-
-    fn create_node(
-        &self,
-        req: &fuser::Request,
-        parent: INodeNo,
-        name: &OsStr,
-        what: NewNode<'_>,
-        (mode, umask): (u32, u32),
-    ) -> Created {
-        let caller = Caller {
-            uid: req.uid(),
-            gid: req.gid(),
-            umask,
-        };
-        // The kernel holds the directory locked and has just seen that the name is free.
-        self.overlay
-            .create(&caller, parent.0, name, what, mode, true)
-    }
-
-    fn stat_json(&self) -> Vec<u8> {
-        let mut map = serde_json::Map::new();
-        if let Ok(serde_json::Value::Object(core)) = serde_json::to_value(self.overlay.snapshot()) {
-            map.extend(core);
-        }
-        let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |d| d.count().saturating_sub(1));
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        map.insert("pid".into(), std::process::id().into());
-        map.insert("uptime_s".into(), self.started.elapsed().as_secs().into());
-        map.insert("open_fds".into(), fds.into());
-        map.insert("fd_limit".into(), limit.into());
-        map.insert("threads".into(), self.options.threads.into());
-        for (name, count) in self.counts.seen() {
-            map.insert(format!("requests_{name}"), count.into());
-        }
-        serde_json::Value::Object(map).to_string().into_bytes()
-    }
-
-    /// Whether the caller is in the group, as far as the kernel lets us see: FUSE requests carry
-    /// no supplementary groups, /proc does.
-    fn in_group(req: &fuser::Request, gid: u32) -> bool {
-        if req.gid() == gid {
-            return true;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{}/status", req.pid()));
-        let Ok(status) = status else { return false };
-        let groups = status.lines().find_map(|l| l.strip_prefix("Groups:"));
-        groups.is_some_and(|l| l.split_whitespace().any(|g| g.parse() == Ok(gid)))
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
-/// The protocol of xattr replies: the size when asked with size 0, `ERANGE` when it doesn't fit.
-fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    match u32::try_from(value.len()) {
-        Ok(length) if size == 0 => reply.size(length),
-        Ok(length) if length <= size => reply.data(value),
-        _ => reply.error(errno(Errno::RANGE)),
-    }
-}
 
 impl fuser::Filesystem for Filesystem {
     fn init(&mut self, _req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-            | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_MAX_PAGES
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_DONT_MASK
-            | InitFlags::FUSE_NO_OPEN_SUPPORT
-            | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        wanted.set(
-            InitFlags::FUSE_POSIX_ACL,
-            self.options.acl && self.options.xattrs,
-        );
-        wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.options.writeback);
-        for flag in wanted.iter() {
-            if let Err(missing) = config.add_capabilities(flag) {
-                tracing::debug!("the kernel lacks {missing:?}");
-            }
-        }
-        if let Err(nearest) = config.set_max_write(self.options.max_write)
-            && config.set_max_write(nearest).is_err()
-        {
-            tracing::debug!("max_write stays at its default");
-        }
-        if config.set_max_background(64).is_err() || config.set_congestion_threshold(48).is_err() {
-            tracing::debug!("the number of background requests stays at its default");
-        }
+        self.negotiate(config);
         Ok(())
     }
 
@@ -235,10 +79,14 @@ impl fuser::Filesystem for Filesystem {
                 size,
                 atime: atime.map(set_time),
                 mtime: mtime.map(set_time),
-                // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
-                kill_suidgid: size.is_some() && req.uid() != 0,
+                keep_mtime: self.options.writeback,
             };
-            self.attr(reply, self.overlay.setattr(ino.0, &set));
+            // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
+            let drops = size.is_some() && req.uid() != 0;
+            let done = Filesystem::unprivileged(req, drops, |unprivileged| {
+                self.overlay.setattr(ino.0, &set, unprivileged)
+            });
+            self.attr(reply, done);
         });
     }
 
@@ -404,7 +252,7 @@ impl fuser::Filesystem for Filesystem {
 
     fn write(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -415,10 +263,25 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyWrite,
     ) {
         self.serve(Request::write, || {
-            let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            match self.overlay.write(ino.0, offset, data, kill) {
+            let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            let keep_mtime = self.options.writeback;
+            let done = Filesystem::unprivileged(req, drops, |unprivileged| {
+                self.overlay.write(
+                    ino.0,
+                    offset,
+                    data,
+                    WriteHow {
+                        unprivileged,
+                        keep_mtime,
+                    },
+                )
+            });
+            match done {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
+                Err(e) => {
+                    reply.error(errno(e));
+                    self.drop_unwritten(ino.0);
+                }
             }
         });
     }
@@ -587,8 +450,7 @@ impl fuser::Filesystem for Filesystem {
                 return reply.error(errno(Errno::OPNOTSUPP));
             }
             match self.overlay.getxattr(ino.0, name) {
-                Ok(Some(value)) => reply_xattr(reply, size, &value),
-                Ok(None) => reply.error(errno(Errno::NODATA)),
+                Ok(value) => reply_xattr(reply, size, &value),
                 Err(e) => reply.error(errno(e)),
             }
         });
@@ -631,7 +493,7 @@ impl fuser::Filesystem for Filesystem {
 
     fn fallocate(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -640,9 +502,15 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyEmpty,
     ) {
         self.serve(Request::fallocate, || {
-            let done = self
-                .overlay
-                .fallocate(ino.0, mode.cast_unsigned(), offset, length);
+            let done = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
+                let mode = mode.cast_unsigned();
+                let keep_mtime = self.options.writeback;
+                let how = WriteHow {
+                    unprivileged,
+                    keep_mtime,
+                };
+                self.overlay.fallocate(ino.0, mode, offset, length, how)
+            });
             reply_empty(reply, done);
         });
     }
@@ -665,17 +533,13 @@ impl fuser::Filesystem for Filesystem {
             let Ok(offset) = u64::try_from(offset) else {
                 return reply.error(errno(Errno::NXIO));
             };
-            let found = self.overlay.seek_hole_data(ino.0, offset, hole);
-            match found.and_then(|n| i64::try_from(n).map_err(|_| Errno::OVERFLOW)) {
-                Ok(n) => reply.offset(n),
-                Err(e) => reply.error(errno(e)),
-            }
+            self.seek(ino.0, offset, hole, reply);
         });
     }
 
     fn copy_file_range(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -687,9 +551,19 @@ impl fuser::Filesystem for Filesystem {
         reply: ReplyWrite,
     ) {
         self.serve(Request::copy_file_range, || {
-            let copied = self
-                .overlay
-                .copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len);
+            let (from, to) = ((ino_in.0, offset_in), (ino_out.0, offset_out));
+            let copied = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
+                let keep_mtime = self.options.writeback;
+                self.overlay.copy_range(
+                    from,
+                    to,
+                    len,
+                    WriteHow {
+                        unprivileged,
+                        keep_mtime,
+                    },
+                )
+            });
             match copied {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(errno(e)),

@@ -156,8 +156,25 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
-    /// Clear the set-id bits, because a caller without `CAP_FSETID` changes the size.
-    pub kill_suidgid: bool,
+    /// A change of the size leaves the modification time: see [`WriteHow`](super::WriteHow).
+    pub keep_mtime: bool,
+}
+
+impl SetAttr {
+    /// Are all times that are to be set the ones that are there, and nothing else is to be set?
+    pub(crate) fn changes_nothing(&self, now: &Attr) -> bool {
+        let same = |set: Option<SetTime>, is: Timestamp| match set {
+            None => true,
+            Some(SetTime::At(t)) => t == is,
+            Some(SetTime::Now) => false,
+        };
+        self.perm.is_none()
+            && self.uid.is_none()
+            && self.gid.is_none()
+            && self.size.is_none()
+            && same(self.atime, now.atime)
+            && same(self.mtime, now.mtime)
+    }
 }
 
 pub(crate) fn to_timespec(t: Option<SetTime>) -> TimeSpec {

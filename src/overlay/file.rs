@@ -1,16 +1,30 @@
 //! File contents: reading, writing, holes, syncing. By node, not by handle: the kernel doesn't
 //! tell us of opens on a cached connection.
 
+use dashmap::mapref::entry::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Overlay;
-use super::attr::Kind;
+use super::attr::{Kind, SetTime, Timestamp, stat_at, to_timespec};
 use super::copy_up::CopyData;
 use super::fds::FdKey;
+use super::metadata::Unprivileged;
 use super::node::Node;
+use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// Circumstances of a write.
+#[derive(Clone, Copy, Default)]
+pub struct WriteHow<'a> {
+    /// The caller lacks `CAP_FSETID`.
+    pub unprivileged: Unprivileged<'a>,
+    /// The modification time stays: with the writeback cache the kernel keeps its own, shows that
+    /// one, and sends it when it is not the one that it got from us.
+    pub keep_mtime: bool,
+}
 
 impl Overlay {
     fn file_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
@@ -86,11 +100,12 @@ impl Overlay {
         id: u64,
         offset: u64,
         data: &[u8],
-        kill_suidgid: bool,
+        how: WriteHow<'_>,
     ) -> Result<usize, Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
+        self.remember_mtime(&node, fd.as_fd(), how)?;
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -101,22 +116,67 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        if kill_suidgid {
-            self.clear_suidgid(fd.as_fd())?;
-        }
+        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&node, fd.as_fd(), how)?;
         Ok(done)
+    }
+
+    /// Sets the modification time again that a change of the kernel's cache must leave.
+    pub(crate) fn restore_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
+        if how.keep_mtime
+            && let Some(mtime) = self.mtimes.get(&node.id)
+        {
+            // With the entry locked: a SETATTR that comes meanwhile has the last word.
+            let mtime = to_timespec(Some(SetTime::At(*mtime)));
+            sysfs::utimens_at(fd, OsStr::new(""), TimeSpec::Omit, mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the modification time that the kernel knows, before a write of its cache changes it.
+    pub(crate) fn remember_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
+        if how.keep_mtime
+            && let Entry::Vacant(slot) = self.mtimes.entry(node.id)
+        {
+            let t = stat_at(fd, OsStr::new(""))?.stx_mtime;
+            slot.insert(Timestamp {
+                sec: t.tv_sec,
+                nsec: t.tv_nsec,
+            });
+        }
+        Ok(())
     }
 
     /// fallocate with the mode bits of fallocate(2).
     ///
     /// # Errors
     /// `EOPNOTSUPP` for what upper's file system can't, and its other errors.
-    pub fn fallocate(&self, id: u64, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+    pub fn fallocate(
+        &self,
+        id: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))
+        self.remember_mtime(&node, fd.as_fd(), how)?;
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
+        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&node, fd.as_fd(), how)
     }
 
     /// The next data or hole at or after `offset`.
@@ -142,20 +202,20 @@ impl Overlay {
     /// page cache.
     pub fn copy_range(
         &self,
-        from: u64,
-        from_offset: u64,
-        to: u64,
-        to_offset: u64,
+        (from, from_offset): (u64, u64),
+        (to, to_offset): (u64, u64),
         length: u64,
+        how: WriteHow<'_>,
     ) -> Result<u64, Errno> {
         let source = self.file_node(from)?;
         let target = self.file_node(to)?;
         self.ensure_upper(&target, CopyData::All)?;
         let source_fd = self.read_fd(&source)?;
         let target_fd = self.write_fd(&target)?;
+        self.remember_mtime(&target, target_fd.as_fd(), how)?;
         let (mut source_at, mut target_at) = (from_offset, to_offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
-        rustix::io::retry_on_intr(|| {
+        let copied = rustix::io::retry_on_intr(|| {
             rustix::fs::copy_file_range(
                 &*source_fd,
                 Some(&mut source_at),
@@ -163,8 +223,10 @@ impl Overlay {
                 Some(&mut target_at),
                 length,
             )
-        })
-        .map(|n| n as u64)
+        })?;
+        self.clear_suidgid(target_fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&target, target_fd.as_fd(), how)?;
+        Ok(copied as u64)
     }
 
     /// Makes the contents (and, unless `data_only`, the attributes) of a file or the names in a
@@ -220,11 +282,7 @@ impl Overlay {
 }
 
 /// Opens one file for I/O; the access check was the kernel's.
-fn open_for(
-    dir: std::os::fd::BorrowedFd<'_>,
-    name: &std::ffi::OsStr,
-    access: OFlags,
-) -> Result<OwnedFd, Errno> {
+fn open_for(dir: BorrowedFd<'_>, name: &OsStr, access: OFlags) -> Result<OwnedFd, Errno> {
     if name.is_empty() {
         return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
     }

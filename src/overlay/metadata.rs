@@ -3,14 +3,20 @@
 use rustix::fs::Statx;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
 use super::copy_up::CopyData;
+use super::file::WriteHow;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
+
+/// Who changes contents without `CAP_FSETID`: set-id bits go, and whether the set-group-id bit of a
+/// file that its group can't execute does, depends on the caller being in a group. `None`: somebody
+/// privileged.
+pub type Unprivileged<'a> = Option<&'a dyn Fn(u32) -> bool>;
 
 /// What `statfs` shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,21 +55,16 @@ impl Overlay {
             }
             return Ok(attr);
         }
-        if attr.nlink > 1 || node.kind == Kind::File {
-            let place = node.place.read();
-            if let Some(hex) = place.index() {
-                attr.nlink = self.indexed_nlink(hex, st)?;
-            } else if !place.has_upper() {
-                if attr.nlink > 1
-                    && let Some(gone) = self.unlinked_lowers.get(&node.id)
-                {
-                    attr.nlink = attr.nlink.saturating_sub(*gone);
-                }
-                if place.removed && attr.nlink <= 1 {
-                    attr.nlink = 0;
-                }
-            } else if place.parked().is_some() {
-                attr.nlink = attr.nlink.saturating_sub(1);
+        let place = node.place.read();
+        if let Some(hex) = place.index() {
+            attr.nlink = self.indexed_nlink(hex, st)?;
+        } else if place.parked().is_some() {
+            attr.nlink = attr.nlink.saturating_sub(1);
+        } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {
+            let gone = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
+            attr.nlink = attr.nlink.saturating_sub(gone);
+            if place.removed && attr.nlink <= 1 {
+                attr.nlink = 0;
             }
         }
         Ok(attr)
@@ -88,8 +89,21 @@ impl Overlay {
     /// # Errors
     /// `EROFS` without upper, `EINVAL` for the size of something that is not a file, and what the
     /// file system of upper returns.
-    pub fn setattr(&self, id: u64, set: &SetAttr) -> Result<Attr, Errno> {
+    pub fn setattr(
+        &self,
+        id: u64,
+        set: &SetAttr,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
+        if !node.place.read().has_upper() && self.upper.is_some() {
+            // The kernel's cache tells of times that it changed on its own, also of the ctime that
+            // an unlink or link sets and nobody can: no reason to copy anything.
+            let attr = self.attr_of(&node)?;
+            if set.changes_nothing(&attr) {
+                return Ok(attr);
+            }
+        }
         let data = set.size.map_or(CopyData::All, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
@@ -101,10 +115,15 @@ impl Overlay {
                 });
             }
             let fd = self.write_fd(&node)?;
+            let keep_mtime = set.keep_mtime && set.mtime.is_none();
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime,
+            };
+            self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            if set.kill_suidgid {
-                self.clear_suidgid(fd.as_fd())?;
-            }
+            self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -114,8 +133,18 @@ impl Overlay {
                 sysfs::chmod_at(dir, name, perm & 0o7777)?;
             }
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
-            if atime != TimeSpec::Omit || mtime != TimeSpec::Omit {
-                sysfs::utimens_at(dir, name, atime, mtime)?;
+            match (atime, set.mtime) {
+                (TimeSpec::Omit, None) => {}
+                (_, Some(SetTime::At(t))) if node.kind == Kind::File => {
+                    // Cached writes that are under way set this time again: see `write`.
+                    let mut known = self.mtimes.entry(node.id).or_insert(t);
+                    *known = t;
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
+                _ => {
+                    self.mtimes.remove(&node.id);
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
             }
             stat_at(dir, name)
         })?;
@@ -156,17 +185,34 @@ impl Overlay {
         })
     }
 
-    /// Takes the set-id bits away that a write by somebody without `CAP_FSETID` takes away.
-    pub(crate) fn clear_suidgid(&self, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
-        let mode = u32::from(stat_at(fd, OsStr::new(""))?.stx_mode) & 0o7777;
+    /// Takes the set-id bits away that a change of the contents by somebody without `CAP_FSETID`
+    /// takes away (`setattr_should_drop_suidgid`).
+    pub(crate) fn clear_suidgid(
+        &self,
+        fd: BorrowedFd<'_>,
+        unprivileged: Unprivileged<'_>,
+    ) -> Result<(), Errno> {
+        let Some(in_group) = unprivileged else {
+            return Ok(());
+        };
+        let st = stat_at(fd, OsStr::new(""))?;
+        let mode = u32::from(st.stx_mode) & 0o7777;
         let mut kept = mode & !0o4000;
-        if mode & 0o2010 == 0o2010 {
+        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(st.stx_gid)) {
             kept &= !0o2000;
         }
         if kept != mode {
             sysfs::chmod_at(fd, OsStr::new(""), kept)?;
         }
         Ok(())
+    }
+
+    /// A name that a node is known by: its directory's id, and the component.
+    pub fn name_of(&self, id: u64) -> Option<(u64, OsString)> {
+        let node = self.node(id).ok()?;
+        let place = node.place.read();
+        let parent = place.parent.as_ref()?;
+        Some((parent.id, place.name.to_os_string()))
     }
 
     /// Is this the root of the mount?

@@ -115,7 +115,7 @@ impl Overlay {
         let ns = choose_namespace(&config, upper.as_ref());
         let upper_xattrs = upper.as_ref().is_some_and(|u| probe_xattrs(u, ns));
         let merged = lowers.len();
-        let lowers = open_lowers(lowers, data_lowers, merged, &mut systems)?;
+        let lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
             prepare_work(&config, upper)?;
@@ -141,6 +141,7 @@ impl Overlay {
             pins: PinBudget::new((spare / 3).min(4096)),
             listings: ListingCache::new(),
             unlinked_lowers: dashmap::DashMap::new(),
+            mtimes: dashmap::DashMap::new(),
             counters: Counters::default(),
             _locks: locks,
             config,
@@ -169,6 +170,7 @@ fn open_lowers(
     lowers: Vec<(PathBuf, OwnedFd)>,
     data_lowers: Vec<(PathBuf, OwnedFd)>,
     merged: usize,
+    ns: Namespace,
     systems: &mut FileSystems,
 ) -> Result<LowerLayers, OpenError> {
     let mut layers = Vec::with_capacity(lowers.len() + data_lowers.len());
@@ -179,13 +181,12 @@ fn open_lowers(
         let dev = dev_of(&st);
         let index =
             u16::try_from(i).map_err(|_| io("use so many layers at", &path)(Errno::TOOBIG))?;
-        roots.push(LowerDir::new(
-            index,
-            (dev, st.stx_ino),
-            None,
-            OsStr::new(""),
-            false,
-        ));
+        let here = OsStr::new("");
+        let opaque = xattr::get_at(root.as_fd(), here, ns.key(OverlayKey::Opaque))
+            .map_err(io("read the attributes of", &path))?;
+        let xattr_whiteouts = opaque.as_deref() == Some(b"x");
+        let key = (dev, st.stx_ino);
+        roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
         systems.add(dev, root.as_fd());
         layers.push(Layer {

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, is_dir};
+use super::attr::{Kind, is_dir, is_file};
 use super::copy_up::CopyData;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
@@ -47,6 +47,7 @@ impl Overlay {
             }
         }
         self.ensure_upper(&parent, CopyData::All)?;
+        self.index_before_removal(&parent, name)?;
         let old = {
             let _names = dir.names.write();
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
@@ -59,6 +60,36 @@ impl Overlay {
             self.release(&old, 1);
         }
         Ok(())
+    }
+
+    /// Copies a lower hard link into the index before one of its names goes, as the kernel does, so
+    /// that the number of its names is right after a remount, too. Not for big files: theirs is
+    /// right as long as the mount lives, and removing a name stays cheap.
+    pub(crate) fn index_before_removal(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        const CHEAP: u64 = 1 << 20;
+        if self.upper()?.work.index.is_none() {
+            return Ok(());
+        }
+        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        let found = {
+            let _names = dir.names.read();
+            self.resolve(parent, name)?
+        };
+        let Some(found) = found else { return Ok(()) };
+        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
+            return Ok(());
+        }
+        let Some((node, _)) = self.lookup(parent.id, name)? else {
+            return Ok(());
+        };
+        let copied = self.ensure_upper(&node, CopyData::All);
+        self.release(&node, 1);
+        copied
     }
 
     /// unlink with the directory locked. Gives the parent that the node no longer has, on which a
@@ -83,12 +114,16 @@ impl Overlay {
             }
             self.take_name(upper, parent, fd.as_fd(), name, found)?;
             self.after_unlink(upper, place.index(), found, shown)?;
+            if shown.is_some_and(|n| n <= 1) {
+                place.extra_mut().index = None;
+            }
             if primary {
                 let left = match shown {
                     Some(n) => n.saturating_sub(1),
                     None => self.names_left(node.id, found),
                 };
                 place.removed = left == 0;
+                place.upper_alias = false;
                 old = place.parent.take();
             } else if shown == Some(1) {
                 place.removed = true;
@@ -96,7 +131,7 @@ impl Overlay {
         } else {
             self.unlink_unknown(upper, parent, fd.as_fd(), name, found)?;
         }
-        self.listings.removed(parent.id, name);
+        self.name_removed(parent, name);
         Ok(old)
     }
 
@@ -193,9 +228,16 @@ impl Overlay {
         found: &Found,
         place: &mut Place,
     ) -> Result<(), Errno> {
-        if place.pin().is_some() || place.parked().is_some() || !found.upper_alias {
+        if place.pin().is_some() || place.parked().is_some() {
             return Ok(());
         }
+        // A name that is not in upper itself leads to the index.
+        let index = place.index().map(std::ffi::OsString::from);
+        let (dir, name) = match (&index, &upper.work.index) {
+            _ if found.upper_alias => (dir, name),
+            (Some(hex), Some(index)) => (index.as_fd(), hex.as_os_str()),
+            _ => return Ok(()),
+        };
         if let Some(slot) = self.pins.take() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -316,7 +358,7 @@ impl Overlay {
         if kept.is_some() {
             place.extra_mut().pin = kept;
         }
-        self.listings.removed(parent.id, name);
+        self.name_removed(parent, name);
         self.listings.remove(child.id);
         Ok(place.parent.take())
     }

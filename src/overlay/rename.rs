@@ -175,8 +175,11 @@ impl Overlay {
         for node in [parent, new_parent, source] {
             self.ensure_upper(node, CopyData::All)?;
         }
-        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
-            self.ensure_upper(target, CopyData::All)?;
+        if let Some(target) = target {
+            match mode {
+                RenameMode::Exchange => self.ensure_upper(target, CopyData::All)?,
+                _ => self.index_before_removal(new_parent, new_name)?,
+            }
         }
         let mut dirs: Vec<&Node> = vec![parent, new_parent];
         dirs.extend(target.filter(|t| t.dir.is_some()).map(|t| &**t));
@@ -258,6 +261,10 @@ impl Overlay {
         let to_fd = self.upper_dir_fd(to.parent)?;
         let (from_fd, to_fd) = (from_fd.as_fd(), to_fd.as_fd());
         let source = from.node.as_ref().ok_or(Errno::STALE)?;
+        self.ensure_alias(source, from_fd, from.name, from.found.as_ref())?;
+        if let (RenameMode::Exchange, Some(target)) = (mode, &to.node) {
+            self.ensure_alias(target, to_fd, to.name, to.found.as_ref())?;
+        }
         if mode == RenameMode::Replace
             && let Some(victim) = to.node.as_ref().filter(|v| v.dir.is_some())
             && !self.is_empty_locked(victim)?
@@ -286,17 +293,42 @@ impl Overlay {
             RenameMode::Exchange => self.swap(upper, plan, &from, &to, (from_fd, to_fd))?,
             _ => self.move_over(upper, plan, &from, &to, (from_fd, to_fd), slot)?,
         };
-        self.listings
-            .added(to.parent.id, to.name, self.ino_of(source), source.kind);
+        self.name_added(to.parent, to.name, source);
         match (&to.node, mode) {
             (Some(target), RenameMode::Exchange) => {
-                let ino = self.ino_of(target);
-                self.listings
-                    .added(from.parent.id, from.name, ino, target.kind);
+                self.name_added(from.parent, from.name, target);
             }
-            _ => self.listings.removed(from.parent.id, from.name),
+            _ => self.name_removed(from.parent, from.name),
         }
         Ok(released)
+    }
+
+    /// Gives a name of a hard link that was copied up under another of its names a place in upper
+    /// (`ovl_link_up`), so that it can be moved.
+    fn ensure_alias(
+        &self,
+        node: &Node,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        found: Option<&Found>,
+    ) -> Result<(), Errno> {
+        let Some(found) = found.filter(|f| !f.upper_alias && f.upper_ino != 0) else {
+            return Ok(());
+        };
+        let index = node
+            .place
+            .read()
+            .index()
+            .map(Box::<str>::from)
+            .ok_or(Errno::STALE)?;
+        let shown = self.indexed_nlink(&index, &found.stat)?;
+        let work_index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
+        rustix::fs::linkat(work_index, &*index, dir, name, AtFlags::empty())?;
+        // After the link: a crash in between counts a name too many, which loses nothing.
+        self.store_nlink(
+            &index,
+            i64::from(shown) - i64::from(found.stat.stx_nlink) - 1,
+        )
     }
 
     /// The move of everything but an exchange, and what the nodes say of themselves after it.
@@ -579,6 +611,9 @@ impl Overlay {
         shown: Option<u32>,
     ) -> Result<Option<Arc<Node>>, Errno> {
         self.after_unlink(upper, place.index(), found, shown)?;
+        if shown.is_some_and(|n| n <= 1) {
+            place.extra_mut().index = None;
+        }
         if !is_at(place, to.parent, to.name) {
             place.removed |= shown == Some(1);
             return Ok(None);
@@ -588,6 +623,7 @@ impl Overlay {
             None => self.names_left(victim.id, found),
         };
         place.removed = left == 0;
+        place.upper_alias = false;
         Ok(place.parent.take())
     }
 }

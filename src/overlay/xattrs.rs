@@ -30,16 +30,16 @@ impl Overlay {
             .map_err(|_| Errno::INVAL)
     }
 
-    /// The value of an extended attribute, `None` if there is none.
+    /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `ESTALE`, and what the layer returns.
-    pub fn getxattr(&self, id: u64, name: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
+    /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`, and what else the layer returns.
+    pub fn getxattr(&self, id: u64, name: &OsStr) -> Result<Vec<u8>, Errno> {
         let node = self.node(id)?;
         let Some(key) = self.stored_name(name)? else {
-            return Ok(None);
+            return Err(Errno::NODATA);
         };
-        self.with_object(&node, |dir, name| xattr::get_at(dir, name, &key))
+        self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))
     }
 
     /// The names of all extended attributes, each ended by a NUL. `trusted`: also those that only
@@ -94,10 +94,7 @@ impl Overlay {
         let key = self.stored_name(name)?.ok_or(Errno::NODATA)?;
         if !node.place.read().has_upper() {
             self.upper()?;
-            let there = self.with_object(&node, |dir, name| xattr::has_at(dir, name, &key))?;
-            if !there {
-                return Err(Errno::NODATA);
-            }
+            self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
         }
         self.ensure_upper(&node, CopyData::All)?;
         self.with_object(&node, |dir, name| xattr::remove_at(dir, name, &key))?;

@@ -92,24 +92,33 @@ fn dispatch<R>(
 /// What `getxattr(2)` returns, except `ENODATA` and `EOPNOTSUPP`. `ERANGE` only when the value
 /// kept growing while it was read.
 pub fn get_at(dir: BorrowedFd<'_>, name: &OsStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+    match get_or_errno(dir, name, key) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The value of `key`.
+///
+/// # Errors
+/// What `getxattr(2)` returns, `ENODATA` and `EOPNOTSUPP` included. `ERANGE` only when the value
+/// kept growing while it was read.
+pub fn get_or_errno(dir: BorrowedFd<'_>, name: &OsStr, key: &CStr) -> Result<Vec<u8>, Errno> {
     let mut small = [0u8; 256];
-    match get_at_into(dir, name, key, &mut small) {
-        Ok(Some(n)) => return Ok(small.get(..n).map(<[u8]>::to_vec)),
-        Ok(None) => return Ok(None),
+    match get_once(dir, name, key, &mut small) {
+        Ok(n) => return small.get(..n).map(<[u8]>::to_vec).ok_or(Errno::RANGE),
         Err(Errno::RANGE) => {}
         Err(e) => return Err(e),
     }
     for _ in 0..ATTEMPTS {
-        let Some(size) = get_at_into(dir, name, key, &mut [])? else {
-            return Ok(None);
-        };
+        let size = get_once(dir, name, key, &mut [])?;
         let mut value = vec![0u8; size.clamp(1, SIZE_MAX)];
-        match get_at_into(dir, name, key, &mut value) {
-            Ok(Some(n)) => {
+        match get_once(dir, name, key, &mut value) {
+            Ok(n) => {
                 value.truncate(n);
-                return Ok(Some(value));
+                return Ok(value);
             }
-            Ok(None) => return Ok(None),
             Err(Errno::RANGE) => {}
             Err(e) => return Err(e),
         }
@@ -128,9 +137,17 @@ pub fn get_at_into(
     key: &CStr,
     buf: &mut [u8],
 ) -> Result<Option<usize>, Errno> {
+    match get_once(dir, name, key, buf) {
+        Ok(n) => Ok(Some(n)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn get_once(dir: BorrowedFd<'_>, name: &OsStr, key: &CStr, buf: &mut [u8]) -> Result<usize, Errno> {
     let room = buf.len().min(SIZE_MAX);
     let value = buf.as_mut_ptr();
-    let result = dispatch(
+    dispatch(
         dir,
         name,
         |fd, name| {
@@ -162,12 +179,7 @@ pub fn get_at_into(
             // SAFETY: `path` and `key` are NUL-terminated; `value` points to `room` writable bytes.
             check(unsafe { call(path.as_ptr(), key.as_ptr(), value.cast(), room) } as c_long)
         },
-    );
-    match result {
-        Ok(n) => Ok(Some(n)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(e) => Err(e),
-    }
+    )
 }
 
 /// Whether `key` is there, whatever its value.

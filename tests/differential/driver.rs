@@ -3,19 +3,19 @@
 //! The driver's thread is chrooted into the tree (so absolute symlinks and `..` stay inside),
 //! has its own umask, and switches its own effective ids.
 
-use std::fmt;
-use std::hash::Hasher;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec,
-    Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::model::{B, Fa, M, Nd, O, Op, Rn, Sk, T, Tm, Xf, pattern};
+use super::calls::{
+    Res, access, at_flags, data, done, fallocate_flags, fstat, ids, list_while, mode, names,
+    number, open_path, seek, timestamps, xattr_op,
+};
+use super::model::{B, M, Nd, O, Op, T, Tm, pattern};
+use super::outcome::{Outcome, Role, TreeBox};
 use super::sys::{self, Map};
-use super::tree::{self, Attr, Fnv, Tree, Walker};
+use super::tree::{self, Tree, Walker};
 
 /// Who runs operations: uid, gid, supplementary groups.
 pub const USERS: &[(u32, u32, &[u32])] = &[
@@ -26,120 +26,9 @@ pub const USERS: &[(u32, u32, &[u32])] = &[
 
 /// Slots for open files.
 pub const SLOTS: usize = 6;
+
 /// Slots for kept mappings.
 pub const MAPS: usize = 2;
-
-/// What the tree is to the test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Subject,
-    Kernel,
-    Plain,
-}
-
-/// What came of an operation.
-#[derive(Clone, PartialEq)]
-pub enum Outcome {
-    Done,
-    Failed(Errno),
-    Number(u64),
-    /// Length, hash, first bytes.
-    Data(usize, u64, B),
-    Stat(Box<Attr>),
-    List(Vec<(B, FileType)>),
-    Names(Vec<B>),
-    Bytes(B),
-    Tree(TreeBox),
-    /// The slot is empty.
-    Skipped,
-    /// The subject must refuse this; not run elsewhere.
-    MustFail,
-    /// Wrong in itself, whatever the others say.
-    Broken(String),
-}
-
-/// A tree in an outcome; compared by [`tree::compare`], not by `==`.
-#[derive(Clone)]
-pub struct TreeBox(pub Box<Tree>);
-
-impl PartialEq for TreeBox {
-    fn eq(&self, other: &TreeBox) -> bool {
-        tree::compare(&self.0, &other.0, false, false).is_empty()
-    }
-}
-
-impl fmt::Debug for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Done => write!(f, "done"),
-            Outcome::Failed(errno) => write!(f, "{}", errno_name(*errno)),
-            Outcome::Number(n) => write!(f, "{n}"),
-            Outcome::Data(len, hash, head) => write!(f, "{len} bytes {head:?}… (hash {hash:016x})"),
-            Outcome::Stat(attr) => write!(
-                f,
-                "{:?} {:o} {}:{} rdev {:?} size {} nlink {} mtime {:?} ino {}",
-                attr.kind,
-                attr.mode,
-                attr.uid,
-                attr.gid,
-                attr.rdev,
-                attr.size,
-                attr.nlink,
-                attr.when,
-                attr.id.0
-            ),
-            Outcome::List(names) => write!(f, "{names:?}"),
-            Outcome::Names(names) => write!(f, "{names:?}"),
-            Outcome::Bytes(bytes) => write!(f, "{bytes:?}"),
-            Outcome::Tree(tree) => write!(f, "a tree of {} objects", tree.0.items.len()),
-            Outcome::Skipped => write!(f, "skipped"),
-            Outcome::MustFail => write!(f, "must be refused"),
-            Outcome::Broken(why) => write!(f, "BROKEN: {why}"),
-        }
-    }
-}
-
-/// The name of an errno.
-pub fn errno_name(errno: Errno) -> String {
-    let known = [
-        (Errno::PERM, "EPERM"),
-        (Errno::NOENT, "ENOENT"),
-        (Errno::IO, "EIO"),
-        (Errno::NXIO, "ENXIO"),
-        (Errno::BADF, "EBADF"),
-        (Errno::AGAIN, "EAGAIN"),
-        (Errno::ACCESS, "EACCES"),
-        (Errno::BUSY, "EBUSY"),
-        (Errno::EXIST, "EEXIST"),
-        (Errno::XDEV, "EXDEV"),
-        (Errno::NODEV, "ENODEV"),
-        (Errno::NOTDIR, "ENOTDIR"),
-        (Errno::ISDIR, "EISDIR"),
-        (Errno::INVAL, "EINVAL"),
-        (Errno::TXTBSY, "ETXTBSY"),
-        (Errno::FBIG, "EFBIG"),
-        (Errno::NOSPC, "ENOSPC"),
-        (Errno::SPIPE, "ESPIPE"),
-        (Errno::ROFS, "EROFS"),
-        (Errno::MLINK, "EMLINK"),
-        (Errno::PIPE, "EPIPE"),
-        (Errno::RANGE, "ERANGE"),
-        (Errno::NAMETOOLONG, "ENAMETOOLONG"),
-        (Errno::NOSYS, "ENOSYS"),
-        (Errno::NOTEMPTY, "ENOTEMPTY"),
-        (Errno::LOOP, "ELOOP"),
-        (Errno::NODATA, "ENODATA"),
-        (Errno::OPNOTSUPP, "EOPNOTSUPP"),
-        (Errno::STALE, "ESTALE"),
-        (Errno::NOTCONN, "ENOTCONN"),
-        (Errno::CONNABORTED, "ECONNABORTED"),
-        (Errno::FAULT, "EFAULT"),
-    ];
-    match known.iter().find(|(e, _)| *e == errno) {
-        Some((_, name)) => (*name).to_string(),
-        None => format!("errno {}", errno.raw_os_error()),
-    }
-}
 
 /// One tree with its open files. Lives on its own thread.
 pub struct Driver {
@@ -150,8 +39,6 @@ pub struct Driver {
     files: Vec<Option<OwnedFd>>,
     maps: Vec<Option<Map>>,
 }
-
-type Res = Result<Outcome, Errno>;
 
 impl Driver {
     /// Moves the calling thread, which ends with the driver, into `root`.
@@ -232,6 +119,9 @@ impl Driver {
     /// Runs one operation.
     pub fn run(&mut self, op: &Op) -> Outcome {
         if self.role != Role::Subject && is_refused(op) {
+            if let Op::Open { h, .. } = op {
+                self.files[*h] = None;
+            }
             return Outcome::MustFail;
         }
         match self.dispatch(op) {
@@ -312,6 +202,7 @@ impl Driver {
             | Op::Mknod { .. }
             | Op::Rename { .. } => names(op),
             Op::List { path, stat } => self.list(path, *stat),
+            Op::ListWhile(path) => list_while(path),
             _ => self.on_path(op),
         }
     }
@@ -511,7 +402,7 @@ impl Driver {
                 let dir = rustix::fs::openat(
                     CWD,
                     &path[..],
-                    OFlags::RDONLY | OFlags::DIRECTORY,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
                 done(rustix::fs::fsync(dir))
@@ -569,107 +460,6 @@ impl Driver {
     }
 }
 
-fn fstat(fd: &OwnedFd, t0: i64) -> Result<Attr, Errno> {
-    let mask = rustix::fs::StatxFlags::BASIC_STATS;
-    Ok(Attr::from_statx(
-        t0,
-        &rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, mask)?,
-    ))
-}
-
-fn open_path(path: &[u8], flags: O, mode_bits: M) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::from_bits_retain(flags.0 as u32)
-        | OFlags::NONBLOCK
-        | OFlags::CLOEXEC
-        | OFlags::NOCTTY;
-    rustix::fs::openat(CWD, path, flags, mode(mode_bits))
-}
-
-/// Operations that make, remove or move names.
-fn names(op: &Op) -> Res {
-    done(match op {
-        Op::Mkdir { path, mode: bits } => rustix::fs::mkdirat(CWD, &path[..], mode(*bits)),
-        Op::Rmdir(path) => rustix::fs::unlinkat(CWD, &path[..], AtFlags::REMOVEDIR),
-        Op::Unlink(path) => rustix::fs::unlinkat(CWD, &path[..], AtFlags::empty()),
-        Op::Symlink { target, path } => rustix::fs::symlinkat(&target[..], CWD, &path[..]),
-        Op::Link { from, to, follow } => {
-            let flags = if *follow {
-                AtFlags::SYMLINK_FOLLOW
-            } else {
-                AtFlags::empty()
-            };
-            rustix::fs::linkat(CWD, &from[..], CWD, &to[..], flags)
-        }
-        Op::Mknod {
-            path,
-            kind,
-            mode: bits,
-        } => {
-            let (kind, dev) = match *kind {
-                Nd::NdReg => (FileType::RegularFile, 0),
-                Nd::NdFifo => (FileType::Fifo, 0),
-                Nd::NdSock => (FileType::Socket, 0),
-                Nd::NdChr(major, minor) => {
-                    (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
-                }
-                Nd::NdBlk(major, minor) => {
-                    (FileType::BlockDevice, rustix::fs::makedev(major, minor))
-                }
-            };
-            rustix::fs::mknodat(CWD, &path[..], kind, mode(*bits), dev)
-        }
-        Op::Rename { from, to, how } => {
-            let flags = match how {
-                Rn::RnPlain => RenameFlags::empty(),
-                Rn::RnNoReplace => RenameFlags::NOREPLACE,
-                Rn::RnExchange => RenameFlags::EXCHANGE,
-            };
-            rustix::fs::renameat_with(CWD, &from[..], CWD, &to[..], flags)
-        }
-        _ => return Ok(Outcome::Broken(format!("{op:?} is no operation on names"))),
-    })
-}
-
-fn xattr_op(op: &Op) -> Res {
-    match op {
-        Op::Setxattr {
-            path,
-            name,
-            value,
-            how,
-            follow,
-        } => {
-            let flags = match how {
-                Xf::XfAny => XattrFlags::empty(),
-                Xf::XfCreate => XattrFlags::CREATE,
-                Xf::XfReplace => XattrFlags::REPLACE,
-            };
-            done(match follow {
-                true => rustix::fs::setxattr(&path[..], &name[..], value, flags),
-                false => rustix::fs::lsetxattr(&path[..], &name[..], value, flags),
-            })
-        }
-        Op::Removexattr { path, name } => done(rustix::fs::lremovexattr(&path[..], &name[..])),
-        Op::Getxattr { path, name } => {
-            let mut value = vec![0; 4096];
-            let n = rustix::fs::lgetxattr(&path[..], &name[..], &mut value[..])?;
-            Ok(Outcome::Bytes(B(value[..n].to_vec())))
-        }
-        Op::Listxattr(path) => {
-            let mut names = vec![0u8; 16384];
-            let n = rustix::fs::llistxattr(&path[..], &mut names[..])?;
-            let mut list: Vec<B> = names[..n]
-                .split(|c| *c == 0)
-                .filter(|name| !name.is_empty())
-                .map(|name| B(name.to_vec()))
-                .collect();
-            list.sort();
-            Ok(Outcome::Names(list))
-        }
-        _ => Ok(Outcome::Broken(format!("{op:?} is not known"))),
-    }
-}
-
 /// Names that only the subject refuses (see the deviation `wh-name`).
 fn is_refused(op: &Op) -> bool {
     let new = match op {
@@ -714,103 +504,4 @@ pub fn slot_of(op: &Op) -> Option<usize> {
 
 fn uses_slot(op: &Op) -> bool {
     slot_of(op).is_some() || matches!(op, Op::MmapRead(_))
-}
-
-fn done(result: Result<(), Errno>) -> Res {
-    result.map(|()| Outcome::Done)
-}
-
-fn number(result: Result<usize, Errno>) -> Res {
-    result.map(|n| Outcome::Number(n as u64))
-}
-
-fn data(bytes: &[u8]) -> Outcome {
-    let mut hasher = Fnv::default();
-    hasher.write(bytes);
-    Outcome::Data(
-        bytes.len(),
-        hasher.finish(),
-        B(bytes[..bytes.len().min(12)].to_vec()),
-    )
-}
-
-fn mode(bits: M) -> Mode {
-    Mode::from_raw_mode(bits.0)
-}
-
-fn at_flags(follow: bool) -> AtFlags {
-    if follow {
-        AtFlags::empty()
-    } else {
-        AtFlags::SYMLINK_NOFOLLOW
-    }
-}
-
-/// `u32::MAX` leaves an id as it is.
-fn ids(uid: u32, gid: u32) -> (Option<Uid>, Option<Gid>) {
-    (
-        (uid != u32::MAX).then(|| Uid::from_raw(uid)),
-        (gid != u32::MAX).then(|| Gid::from_raw(gid)),
-    )
-}
-
-fn access(path: &[u8], bits: u32) -> Result<(), Errno> {
-    rustix::fs::accessat(
-        CWD,
-        path,
-        rustix::fs::Access::from_bits_retain(bits),
-        AtFlags::EACCESS,
-    )
-}
-
-fn seek(fd: &OwnedFd, to: Sk) -> Res {
-    let exact = match to {
-        Sk::SkSet(off) => SeekFrom::Start(off),
-        Sk::SkEnd(off) => SeekFrom::End(off),
-        Sk::SkCur(off) => SeekFrom::Current(off),
-        Sk::SkData(off) | Sk::SkHole(off) => {
-            let to = if matches!(to, Sk::SkData(_)) {
-                SeekFrom::Data(off)
-            } else {
-                SeekFrom::Hole(off)
-            };
-            // Where data ends is the file system's affair; that there is an end is not.
-            rustix::fs::seek(fd, to)?;
-            rustix::fs::seek(fd, SeekFrom::Start(off))?;
-            return Ok(Outcome::Done);
-        }
-    };
-    rustix::fs::seek(fd, exact).map(Outcome::Number)
-}
-
-fn fallocate_flags(mode: Fa) -> FallocateFlags {
-    match mode {
-        Fa::FaPlain => FallocateFlags::empty(),
-        Fa::FaKeep => FallocateFlags::KEEP_SIZE,
-        Fa::FaPunch => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        Fa::FaZero => FallocateFlags::ZERO_RANGE,
-        Fa::FaZeroKeep => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-    }
-}
-
-/// The two times of utimensat.
-pub fn timestamps(atime: Tm, mtime: Tm) -> Timestamps {
-    let spec = |time| match time {
-        Tm::At(T(tv_sec, ns)) => Timespec {
-            tv_sec,
-            tv_nsec: i64::from(ns),
-        },
-        Tm::Now => Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        },
-        Tm::Omit => Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_OMIT,
-        },
-    };
-    Timestamps {
-        last_access: spec(atime),
-        last_modification: spec(mtime),
-    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
 
-use super::driver::timestamps;
+use super::calls::timestamps;
 use super::model::{B, Entry, Ext, Node, T, Tm, pattern};
 use super::tree::{self, Attr};
 

@@ -8,6 +8,7 @@ use std::fmt;
 pub struct B(pub Vec<u8>);
 
 /// Makes a [`B`].
+#[allow(dead_code)] // used by pasted regression tests
 pub fn b(bytes: &[u8]) -> B {
     B(bytes.to_vec())
 }
@@ -315,10 +316,24 @@ pub enum Op {
         stat: bool,
     },
     FsyncDir(B),
+    /// Lists a directory in pieces while names come and go in it: a new one, which goes again at
+    /// the end, and the first that is no directory, which is unlinked.
+    ListWhile(B),
     /// Compares the whole tree.
     Walk,
     /// Closes everything, unmounts and mounts again.
     Remount,
+}
+
+impl Op {
+    /// The name of the operation.
+    pub fn name(&self) -> String {
+        let text = format!("{self:?}");
+        text.split([' ', '('])
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    }
 }
 
 /// Open flags, printed by name.

@@ -113,7 +113,7 @@ pub fn subject(subject: &Subject, dirs: &Dirs) -> Made<Mounted> {
         Subject::Kernel => return kernel(dirs),
         Subject::Rovl(path) => {
             let mut command = Command::new(path);
-            command.arg("mount");
+            command.args(["mount", "-o", "nosuid,nodev"]);
             command
         }
         Subject::Program(path) => Command::new(path),
@@ -136,7 +136,7 @@ impl Mounted {
     /// Unmounts, and waits until the daemon is gone.
     pub fn unmount(mut self) -> Made<()> {
         match self.subject.clone() {
-            Some(Subject::Rovl(path)) => run(Command::new(path).arg("umount").arg(&self.path))?,
+            Some(Subject::Rovl(path)) => self.rovl_unmount(&path)?,
             other => {
                 self.plain_unmount()?;
                 if matches!(other, Some(Subject::Program(_))) {
@@ -149,6 +149,20 @@ impl Mounted {
         }
         self.live = false;
         Ok(())
+    }
+
+    /// A child that another thread has forked, but that has not reached its exec, holds our files
+    /// for a moment: hence several attempts.
+    fn rovl_unmount(&self, rovl: &Path) -> Made<()> {
+        let mut last = Ok(());
+        for _ in 0..10 {
+            last = run(Command::new(rovl).arg("umount").arg(&self.path));
+            if last.is_ok() || !is_mounted(&self.path)? {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        last.map_err(|text| format!("{text}\nheld by: {}", holders(&self.path)))
     }
 
     fn plain_unmount(&self) -> Made<()> {
@@ -246,6 +260,51 @@ fn is_mounted(path: &Path) -> Made<bool> {
         .any(|line| line.split(' ').nth(4) == Some(&path)))
 }
 
+/// Which threads have something of the mount `path` open, as working directory or root.
+fn holders(path: &Path) -> String {
+    let mut found = Vec::new();
+    let list = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect::<Vec<_>>()
+    };
+    for process in list(Path::new("/proc")) {
+        for thread in list(&process.join("task")) {
+            let mut links = vec![thread.join("cwd"), thread.join("root")];
+            links.extend(list(&thread.join("fd")));
+            links.extend(list(&process.join("map_files")));
+            for link in links {
+                if let Ok(target) = fs::read_link(&link)
+                    && target.starts_with(path)
+                {
+                    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+                    let name = link.file_name().unwrap_or_default();
+                    let info = read(thread.join("fdinfo").join(name));
+                    let mount = info.lines().find(|line| line.starts_with("mnt_id"));
+                    found.push(format!(
+                        "{} ({}) -> {} {mount:?}",
+                        link.display(),
+                        read(thread.join("comm")).trim_end(),
+                        target.display()
+                    ));
+                }
+            }
+        }
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = path.to_string_lossy();
+    found.extend(
+        table
+            .lines()
+            .filter(|line| line.contains(&*path))
+            .map(String::from),
+    );
+    found.join("\n  ")
+}
+
 /// Whether a process has `path` among its arguments.
 fn daemon_lives(path: &Path) -> bool {
     let wanted = path.as_os_str().as_encoded_bytes();
@@ -267,8 +326,8 @@ pub struct Disks {
 }
 
 impl Disks {
-    /// ext4, XFS and tmpfs below a new directory of `/var/tmp`.
-    pub fn new() -> Made<Disks> {
+    /// What `wanted` needs of ext4, XFS and tmpfs, below a new directory of `/var/tmp`.
+    pub fn new(wanted: &[Disk]) -> Made<Disks> {
         let base = tempfile::Builder::new()
             .prefix("rovl-diff.")
             .tempdir_in("/var/tmp")
@@ -288,7 +347,13 @@ impl Disks {
         )
         .map_err(|error| format!("tmpfs: {error}"))?;
         disks.mounts.push(tmpfs.clone());
-        for kind in ["ext4", "xfs"] {
+        let needs = |kind: &str| match kind {
+            "ext4" => wanted
+                .iter()
+                .any(|disk| matches!(disk, Disk::Ext4 | Disk::Mixed)),
+            _ => wanted.contains(&Disk::Xfs),
+        };
+        for kind in ["ext4", "xfs"].into_iter().filter(|kind| needs(kind)) {
             let image = tmpfs.join(format!("{kind}.img"));
             let file = fs::File::create(&image).map_err(|error| error.to_string())?;
             file.set_len(1 << 30).map_err(|error| error.to_string())?;

@@ -1,52 +1,28 @@
 //! Runs one case on all backends and says what differs.
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::deviations::{self, History, Seen};
-use super::driver::{Driver, Outcome, Role};
+use super::deviations::History;
+use super::driver::Driver;
+use super::judge::{
+    Failure, How, Ids, faultless, judge_kernel, raw_differences, same_outcome, same_trees, setup,
+};
 use super::layers::{self, Made};
 use super::model::{Case, Disk, Op};
-use super::mounts::{self, Dirs, Disks, Subject};
-use super::random;
+use super::mounts::{self, Disks, Subject};
+use super::outcome::{Outcome, Role};
+use super::place::{PATIENCE, Place, in_own_tree, in_tree, now};
+use super::random_ops;
 use super::rng::Rng;
 use super::stats;
 use super::sys;
-use super::tree::{self, Attr, Tree, Walker};
+use super::tree::{self, Tree, Walker};
 use super::upper;
-
-/// Why a case failed.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// What kind of check failed: shrinking keeps to it.
-    pub class: String,
-    pub text: String,
-    /// The operation that failed.
-    pub at: Option<usize>,
-}
-
-impl Failure {
-    fn new(class: &str, text: impl Into<String>) -> Failure {
-        Failure {
-            class: class.to_string(),
-            text: text.into(),
-            at: None,
-        }
-    }
-}
-
-/// Turns an error of the test's own doing into a failure.
-fn setup<X>(result: Made<X>) -> Result<X, Failure> {
-    result.map_err(|text| Failure::new("setup", text))
-}
 
 /// Where operations come from.
 pub enum Source<'a> {
@@ -54,135 +30,6 @@ pub enum Source<'a> {
     Fixed,
     /// Made up: how many before and how many in the test proper.
     Random(&'a mut Rng, usize, usize),
-}
-
-static NUMBER: AtomicU64 = AtomicU64::new(0);
-
-/// The second that it is.
-fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs() as i64)
-}
-
-/// The directories of a running case; removed when dropped.
-struct Place {
-    lower_root: PathBuf,
-    upper_root: PathBuf,
-    subject: Dirs,
-    kernel: Dirs,
-    plain: PathBuf,
-    plain_view: PathBuf,
-    hidden: PathBuf,
-}
-
-impl Place {
-    fn new(disks: &Disks, case: &Case) -> Made<Place> {
-        let (lower, upper) = disks.places(case.disk);
-        let name = format!("c{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (lower_root, upper_root) = (lower.join(&name), upper.join(&name));
-        for root in [&lower_root, &upper_root] {
-            fs::create_dir_all(root).map_err(|error| format!("{}: {error}", root.display()))?;
-        }
-        let lowers: Vec<PathBuf> = (0..case.lowers.len())
-            .map(|i| lower_root.join(format!("l{i}")))
-            .collect();
-        let dirs = |which: &str| -> Made<Dirs> {
-            let path = |part: &str| upper_root.join(format!("{which}{part}"));
-            let dirs = Dirs {
-                lowers: lowers.clone(),
-                upper: path("u"),
-                work: path("w"),
-                merged: path("m"),
-            };
-            for dir in [&dirs.upper, &dirs.work, &dirs.merged] {
-                fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-            }
-            Ok(dirs)
-        };
-        let place = Place {
-            subject: dirs("s")?,
-            kernel: dirs("k")?,
-            plain: upper_root.join("p"),
-            plain_view: upper_root.join("pv"),
-            hidden: upper_root.join("ph"),
-            lower_root,
-            upper_root,
-        };
-        fs::create_dir(&place.plain_view).map_err(|error| error.to_string())?;
-        for (path, entries) in lowers.iter().zip(&case.lowers) {
-            layers::make(path, entries)?;
-        }
-        // The root of an upper takes part in the merge like any directory.
-        if let Some(root) = case.lowers.first().and_then(|layer| layer.first()) {
-            for upper in [&place.subject.upper, &place.kernel.upper] {
-                layers::root_attributes(upper, root)?;
-            }
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for root in [&self.lower_root, &self.upper_root] {
-            if let Err(error) = fs::remove_dir_all(root)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                println!("remove {}: {error}", root.display());
-            }
-        }
-    }
-}
-
-/// Runs `work` in the tree `root` on a thread of its own; `None` if it does not end in time.
-fn in_tree<X: Send + 'static>(
-    root: &Path,
-    role: Role,
-    t0: i64,
-    patience: Duration,
-    work: impl FnOnce(&mut Driver) -> X + Send + 'static,
-) -> Made<Option<X>> {
-    let (sender, receiver) = mpsc::channel();
-    let root = root.to_path_buf();
-    let thread = std::thread::spawn(move || {
-        let result = Driver::enter(&root, role, t0).and_then(|mut driver| {
-            let result = work(&mut driver);
-            driver.leave()?;
-            Ok(result)
-        });
-        // Nobody listens any more after a timeout.
-        drop(sender.send(result));
-    });
-    match receiver.recv_timeout(patience) {
-        Ok(result) => {
-            thread.join().map_err(|_| "a driver panicked".to_string())?;
-            result.map(Some).map_err(|error| format!("driver: {error}"))
-        }
-        Err(RecvTimeoutError::Disconnected) => {
-            let text = match thread.join() {
-                Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
-                Ok(()) => String::new(),
-            };
-            Err(format!("a driver panicked: {text}"))
-        }
-        Err(RecvTimeoutError::Timeout) => Ok(None),
-    }
-}
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Like [`in_tree`], for trees that must not hang.
-fn in_own_tree<X: Send + 'static>(
-    root: &Path,
-    role: Role,
-    t0: i64,
-    work: impl FnOnce(&mut Driver) -> X + Send + 'static,
-) -> Result<X, Failure> {
-    match setup(in_tree(root, role, t0, PATIENCE * 5, work))? {
-        Some(result) => Ok(result),
-        None => Err(Failure::new("setup", format!("{role:?} hangs"))),
-    }
 }
 
 /// Runs a case. With [`Source::Random`] the operations are put into it.
@@ -234,69 +81,6 @@ fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
         .map_err(|_| "a walk of the layers panicked".to_string())?
 }
 
-/// The differences of two states of one layer, times exact, ctime too.
-fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
-    let mut out: Vec<String> = tree::compare(a, b, true, false)
-        .iter()
-        .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
-        .collect();
-    for (path, x) in &a.items {
-        if let Some(y) = b.items.get(path) {
-            if x.attr.ctime != y.attr.ctime {
-                out.push(format!(
-                    "  {path:?}: ctime {:?} != {:?}",
-                    x.attr.ctime, y.attr.ctime
-                ));
-            }
-            if x.attr.id != y.attr.id {
-                out.push(format!(
-                    "  {path:?}: ino {} != {}",
-                    x.attr.id.0, y.attr.id.0
-                ));
-            }
-        }
-    }
-    out
-}
-
-/// For each object of the plain copy the subject's inode number, which never changes.
-#[derive(Default)]
-struct Ids(HashMap<tree::Id, (u64, String)>);
-
-impl Ids {
-    fn check(
-        &mut self,
-        plain: &Attr,
-        subject: &Attr,
-        place: impl Fn() -> String,
-    ) -> Result<(), Failure> {
-        match self.0.get(&plain.id) {
-            Some((ino, _)) if *ino == subject.id.0 => Ok(()),
-            Some((ino, first)) => {
-                let text = format!(
-                    "st_ino was {ino} ({first}), is {} ({})",
-                    subject.id.0,
-                    place()
-                );
-                Err(Failure::new("ino", text))
-            }
-            None => {
-                self.0.insert(plain.id, (subject.id.0, place()));
-                Ok(())
-            }
-        }
-    }
-
-    fn check_trees(&mut self, plain: &Tree, subject: &Tree, stage: &str) -> Result<(), Failure> {
-        for (path, x) in &plain.items {
-            if let Some(y) = subject.items.get(path) {
-                self.check(&x.attr, &y.attr, || format!("{path:?}, {stage}"))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 struct Test<'a> {
     subject: &'a Subject,
     place: &'a Place,
@@ -324,7 +108,7 @@ impl Step {
     }
 }
 
-type Log = Vec<Step>;
+pub type Log = Vec<Step>;
 
 /// The kernel is judged as the kernel also when it is in the subject's place.
 fn role_of(subject: &Subject) -> Role {
@@ -403,7 +187,7 @@ impl Test<'_> {
     ) -> Result<Log, Failure> {
         let (mut own, disk) = (rng.clone(), self.disk);
         let (log, after) = in_own_tree(root, role, self.t0, move |d| {
-            let log = random::run(&mut own, d, count, disk, remounts);
+            let log = random_ops::run(&mut own, d, count, disk, remounts);
             (log, own)
         })?;
         *rng = after;
@@ -454,7 +238,7 @@ impl Test<'_> {
                 How::Kernel,
             )?;
         }
-        self.after(&plain_tree, &subject_tree)
+        self.after(&plain_tree, &subject_tree, !case.before.is_empty())
     }
 
     /// Runs the operations on the subject, mounting it again where they say so.
@@ -561,9 +345,12 @@ impl Test<'_> {
 
     /// After the last unmount: the upper in itself, what the subject shows of it when mounted
     /// again, what the kernel shows of it, and what the subject shows after the kernel had it.
-    fn after(&mut self, plain: &Tree, live: &Tree) -> Result<(), Failure> {
+    fn after(&mut self, plain: &Tree, live: &Tree, before: bool) -> Result<(), Failure> {
         let dirs = &self.place.subject;
-        let faults = setup(upper::check(dirs, role_of(self.subject)))?;
+        let faults = setup(upper::check(
+            dirs,
+            before || role_of(self.subject) == Role::Kernel,
+        ))?;
         if !faults.is_empty() {
             return Err(Failure::new(
                 "upper",
@@ -610,112 +397,4 @@ impl Test<'_> {
 
 fn replay(driver: &mut Driver, ops: &[Op]) -> Log {
     ops.iter().map(|op| Step::run(driver, op.clone())).collect()
-}
-
-/// Compares every outcome of the kernel's overlayfs with the plain copy's. True if they diverge
-/// from some operation on, by a named deviation.
-fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
-    let mut history = History::default();
-    for (i, (step, got)) in plain.iter().zip(kernel).enumerate() {
-        if history.ends_here(&step.op, &step.outcome) {
-            return Ok(true);
-        }
-        same_outcome(step, got, &history, true).map_err(|failure| Failure {
-            class: format!("kernel-{}", failure.class),
-            text: format!(
-                "the kernel deviates, by no name, at operation {i}: {:?}\n{}",
-                step.op, failure.text
-            ),
-            at: Some(i),
-        })?;
-        history.add(&step.op, &step.outcome);
-    }
-    Ok(false)
-}
-
-fn same_outcome(
-    step: &Step,
-    got: &Outcome,
-    history: &History,
-    kernel: bool,
-) -> Result<(), Failure> {
-    let want = &step.outcome;
-    if let (Outcome::Tree(x), Outcome::Tree(y)) = (got, want) {
-        faultless("walk", "the tree", &x.0)?;
-        return same_trees(
-            "walk",
-            "the tree and the plain copy",
-            &x.0,
-            &y.0,
-            if kernel { How::Kernel } else { How::Same },
-        );
-    }
-    let read_only = history.reads_read_only(&step.op);
-    let seen = Seen {
-        op: &step.op,
-        got,
-        want,
-        deleted: step.deleted,
-        read_only,
-    };
-    if got == want || deviations::explain(&seen, kernel).is_some() {
-        return Ok(());
-    }
-    let mut text = format!("  got  {got:?}\n  want {want:?}");
-    if let (Outcome::Stat(x), Outcome::Stat(y)) = (got, want) {
-        text.push_str(&format!("\n  that is{}", x.difference(y, false)));
-    }
-    Err(Failure::new("outcome", text))
-}
-
-/// How trees are compared.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    Same,
-    /// mtimes to the nanosecond, also those that the system set.
-    Exact,
-    /// The first is the kernel's and may deviate by name.
-    Kernel,
-}
-
-impl How {
-    fn of(role: Role) -> How {
-        if role == Role::Kernel {
-            How::Kernel
-        } else {
-            How::Same
-        }
-    }
-}
-
-fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
-    if tree.faults.is_empty() {
-        return Ok(());
-    }
-    let faults: Vec<&str> = tree.faults.iter().map(String::as_str).take(10).collect();
-    Err(Failure::new(
-        class,
-        format!("{what} is wrong in itself:\n  {}", faults.join("\n  ")),
-    ))
-}
-
-fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(), Failure> {
-    let diffs = tree::compare(a, b, how == How::Exact, how == How::Kernel);
-    if diffs.is_empty() {
-        return Ok(());
-    }
-    let lines: Vec<String> = diffs
-        .iter()
-        .take(12)
-        .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
-        .collect();
-    let more = diffs.len().saturating_sub(lines.len());
-    Err(Failure::new(
-        class,
-        format!(
-            "{what} differ in {} places ({more} not shown):\n{}",
-            diffs.len(),
-            lines.join("\n")
-        ),
-    ))
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::judge::Failure;
 use super::model::{Case, Entry, Node};
 use super::mounts::{Disks, Subject};
-use super::run::{Failure, Source, run};
+use super::run::{Source, run};
 
 /// A failing case that gets smaller.
 pub struct Shrinker<'a> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::driver::Outcome;
+use super::outcome::{Outcome, errno_name};
 use super::run::Step;
 
 static OUTCOMES: Mutex<BTreeMap<(String, String), usize>> = Mutex::new(BTreeMap::new());
@@ -14,14 +14,9 @@ pub fn add(log: &[Step]) {
         return;
     };
     for Step { op, outcome, .. } in log {
-        let text = format!("{op:?}");
-        let name = text
-            .split([' ', '('])
-            .next()
-            .unwrap_or_default()
-            .to_string();
+        let name = op.name();
         let result = match outcome {
-            Outcome::Failed(errno) => super::driver::errno_name(*errno),
+            Outcome::Failed(errno) => errno_name(*errno),
             Outcome::Skipped => "skipped".into(),
             Outcome::MustFail => "refused".into(),
             Outcome::Broken(_) => "broken".into(),

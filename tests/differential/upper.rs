@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::driver::Role;
 use super::layers::Made;
 use super::mounts::Dirs;
 use super::sys;
@@ -20,10 +19,10 @@ use super::sys;
 const HEADER: usize = 5 + 16;
 
 /// What is wrong with the upper and the work directory, as text.
-pub fn check(dirs: &Dirs, role: Role) -> Made<Vec<String>> {
+pub fn check(dirs: &Dirs, by_kernel: bool) -> Made<Vec<String>> {
     let mut checker = Checker {
         dirs,
-        role,
+        by_kernel,
         faults: Vec::new(),
         handles: HashMap::new(),
     };
@@ -96,7 +95,8 @@ fn look(below: &[PathBuf], name: &Path) -> io::Result<(Vec<PathBuf>, bool)> {
 
 struct Checker<'a> {
     dirs: &'a Dirs,
-    role: Role,
+    /// The kernel wrote here, before or in the subject's place.
+    by_kernel: bool,
     faults: Vec<String>,
     /// File handle of each lower file, and its link count.
     handles: HashMap<Vec<u8>, u64>,
@@ -238,7 +238,7 @@ impl Checker<'_> {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
             let meta = fs::symlink_metadata(&path)?;
-            if self.role == Role::Kernel && name.starts_with(b"#") && is_whiteout(&meta) {
+            if self.by_kernel && name.starts_with(b"#") && is_whiteout(&meta) {
                 continue; // The kernel keeps one whiteout to link from, also beyond the unmount.
             }
             let Some(handle) = unhex(&name) else {

@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::files::{cut_power, drop_caches};
-use crate::support::{LoopFs, Scratch, errno, require_root, run, subject, within};
+use crate::support::{LoopFs, Scratch, errno, require_root, run, subject, wait_until, within};
 
 /// An upper that turns read-only gives EROFS to who writes; reading goes on; and when it is writable
 /// again, so is the mount.
@@ -22,7 +23,18 @@ fn an_upper_that_turns_read_only_is_reported_and_survived() {
     fs::write(mounted.path("upper"), "upper").unwrap();
     rustix::fs::syncfs(File::open(mounted.root()).unwrap()).unwrap();
     let point = disk.path().to_str().unwrap();
-    run("mount", &["-o", "remount,ro", point]);
+    // Files that were written may stay open until they are forgotten; then nothing is in the way.
+    drop_caches(2);
+    let remount = || {
+        let output = Command::new("mount")
+            .args(["-o", "remount,ro", point])
+            .output();
+        output.unwrap().status.success()
+    };
+    assert!(
+        wait_until(Duration::from_secs(10), remount),
+        "upper can't be remounted read-only: it is kept open for writing"
+    );
 
     assert_eq!(errno(File::create(mounted.path("new"))), libc::EROFS);
     assert_eq!(errno(fs::create_dir(mounted.path("d"))), libc::EROFS);

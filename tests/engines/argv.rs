@@ -477,7 +477,6 @@ fn the_version_is_shown() {
     let output = graph.run(&["--version"]);
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.to_lowercase().contains("version"), "said: {said}");
     assert!(
         said.contains("overlayfs") || said.contains("rovl"),
         "said: {said}"

@@ -228,7 +228,13 @@ fn rooted_opens_stay_beneath_their_root() {
     for copied_up in [false, true] {
         let at = root(&mounted.path("root"));
         let open = |path: &str, resolve: ResolveFlags| {
-            openat2(&at, path, OFlags::RDONLY, Mode::empty(), resolve).map(File::from)
+            // EAGAIN: somewhere in the system something was renamed or mounted meanwhile.
+            loop {
+                match openat2(&at, path, OFlags::RDONLY, Mode::empty(), resolve) {
+                    Err(Errno::AGAIN) => {}
+                    result => break result.map(File::from),
+                }
+            }
         };
         let beneath = ResolveFlags::BENEATH;
         let read = |path: &str| {

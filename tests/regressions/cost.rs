@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -58,23 +58,29 @@ fn creating_a_file_costs_the_same_in_a_big_directory() {
             fill(&dir, if prefix == "upper" { count } else { 10 });
             dir
         };
-        let [few, many, bare_few, bare_many] = medians([&small, &big, &bare(10), &bare(100_000)]);
-        // What upper's file system takes longer for is not the overlay's cost.
-        let (own, own_many) = (few, many.saturating_sub(bare_many.saturating_sub(bare_few)));
+        let (bare_small, bare_big) = (bare(10), bare(100_000));
+        let dirs = [&small, &big, &bare_small, &bare_big].map(PathBuf::as_path);
+        let tries: Vec<_> = (0..3).map(|round| medians(dirs, round)).collect();
         assert!(
-            own_many <= 2 * own + Duration::from_micros(50),
-            "a create in {prefix}: {few:?} among 10 entries, {many:?} among 100,000 \
-             (in a bare directory {bare_few:?} and {bare_many:?})"
+            tries.iter().any(is_independent_of_size),
+            "creates in {prefix}, among 10 and among 100,000 entries, and in bare directories: {tries:?}"
         );
     }
 }
 
+/// Whether a create in the big directory takes about as long as in the small one. What upper's file
+/// system takes longer for is not the overlay's cost.
+fn is_independent_of_size([few, many, bare_few, bare_many]: &[Duration; 4]) -> bool {
+    let own_many = many.saturating_sub(bare_many.saturating_sub(*bare_few));
+    own_many <= 2 * *few + Duration::from_micros(50)
+}
+
 /// Median times of a create in each directory, measured in turns, so that noise meets all.
-fn medians(dirs: [&Path; 4]) -> [Duration; 4] {
+fn medians(dirs: [&Path; 4], round: usize) -> [Duration; 4] {
     let mut times = [const { Vec::new() }; 4];
     for i in 0..301 {
         for (dir, times) in dirs.into_iter().zip(&mut times) {
-            let path = dir.join(format!("timed-{i}"));
+            let path = dir.join(format!("timed-{round}-{i}"));
             let start = Instant::now();
             File::create_new(path).unwrap();
             times.push(start.elapsed());
@@ -192,12 +198,14 @@ fn forgotten_nodes_are_freed() {
     let mut memory = Vec::new();
     for tree in ["a", "b", "c"] {
         assert_eq!(walk(&mounted.path(tree)), 50_100);
+        let dir = mounted.path(tree).join("dir-7");
+        let open: Vec<File> = (0..300)
+            .map(|i| File::open(dir.join(format!("entry-{i}"))).unwrap())
+            .collect();
         if let Some(full) = nodes(&mounted) {
-            assert!(
-                full >= 1000,
-                "{full} nodes after a walk: what do they count?"
-            );
+            assert!(full >= 300, "{full} nodes, and 300 files are open");
         }
+        drop(open);
         let near_baseline = || {
             nodes(&mounted)
                 .zip(baseline)
@@ -214,8 +222,9 @@ fn forgotten_nodes_are_freed() {
         std::thread::sleep(Duration::from_millis(300));
         memory.push(resident(pid));
     }
+    // The first walk sizes tables and arenas; the last must find room in them.
     assert!(
-        memory[2] < memory[0] + memory[0] / 4 + 4096,
+        memory[2] < memory[1] + memory[1] / 4 + 2048,
         "resident KiB after each walk: {memory:?}"
     );
     assert!(memory[2] < 200 << 10, "resident KiB: {memory:?}");

@@ -335,13 +335,17 @@ pub fn is_mount_point(path: &Path) -> bool {
     mount_points_beneath(path).iter().any(|point| point == path)
 }
 
-/// Whether a process runs (a zombie doesn't).
+/// Whether a thread of the process still runs: a zombie doesn't, but its other threads may, with all
+/// its descriptors open.
 pub fn is_running(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return false;
     };
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
-    !matches!(state, Some(Some('Z' | 'X')))
+    tasks.flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+        matches!(state, Some(Some(state)) if !matches!(state, 'Z' | 'X'))
+    })
 }
 
 /// Sends a signal to a process that may be gone.
