@@ -135,8 +135,11 @@ impl Overlay {
         if node.kind == Kind::File {
             self.mtimes.remove(&node.id);
         }
-        if node.dir.is_some() {
+        if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
+            for lower in &dir.lowers {
+                self.fds.remove(FdKey::LowerDir(lower.uid));
+            }
         }
         let parked = node.place.read().parked().map(OsString::from);
         if let (Some(name), Some(upper)) = (parked, &self.upper)

@@ -79,6 +79,7 @@ impl fuser::Filesystem for Filesystem {
                 size,
                 atime: atime.map(set_time),
                 mtime: mtime.map(set_time),
+                keep_mtime: self.options.writeback,
             };
             // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
             let drops = size.is_some() && req.uid() != 0;
@@ -263,8 +264,7 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::write, || {
             let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let delayed = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-            let keep_mtime = self.options.writeback && delayed;
+            let keep_mtime = self.options.writeback;
             let done = Filesystem::unprivileged(req, drops, |unprivileged| {
                 self.overlay.write(
                     ino.0,

@@ -21,8 +21,8 @@ use crate::sys::fs::{self as sysfs, TimeSpec};
 pub struct WriteHow<'a> {
     /// The caller lacks `CAP_FSETID`.
     pub unprivileged: Unprivileged<'a>,
-    /// The modification time stays: the kernel's cache has its own, which it sends when it is not
-    /// the one that we know.
+    /// The modification time stays: with the writeback cache the kernel keeps its own, shows that
+    /// one, and sends it when it is not the one that it got from us.
     pub keep_mtime: bool,
 }
 
@@ -122,7 +122,7 @@ impl Overlay {
     }
 
     /// Sets the modification time again that a change of the kernel's cache must leave.
-    fn restore_mtime(
+    pub(crate) fn restore_mtime(
         &self,
         node: &Node,
         fd: BorrowedFd<'_>,
@@ -139,7 +139,7 @@ impl Overlay {
     }
 
     /// Notes the modification time that the kernel knows, before a write of its cache changes it.
-    fn remember_mtime(
+    pub(crate) fn remember_mtime(
         &self,
         node: &Node,
         fd: BorrowedFd<'_>,

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
 use super::copy_up::CopyData;
+use super::file::WriteHow;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
@@ -54,21 +55,16 @@ impl Overlay {
             }
             return Ok(attr);
         }
-        if attr.nlink > 1 || node.kind == Kind::File {
-            let place = node.place.read();
-            if let Some(hex) = place.index() {
-                attr.nlink = self.indexed_nlink(hex, st)?;
-            } else if !place.has_upper() {
-                if attr.nlink > 1
-                    && let Some(gone) = self.unlinked_lowers.get(&node.id)
-                {
-                    attr.nlink = attr.nlink.saturating_sub(*gone);
-                }
-                if place.removed && attr.nlink <= 1 {
-                    attr.nlink = 0;
-                }
-            } else if place.parked().is_some() {
-                attr.nlink = attr.nlink.saturating_sub(1);
+        let place = node.place.read();
+        if let Some(hex) = place.index() {
+            attr.nlink = self.indexed_nlink(hex, st)?;
+        } else if place.parked().is_some() {
+            attr.nlink = attr.nlink.saturating_sub(1);
+        } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {
+            let gone = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
+            attr.nlink = attr.nlink.saturating_sub(gone);
+            if place.removed && attr.nlink <= 1 {
+                attr.nlink = 0;
             }
         }
         Ok(attr)
@@ -119,9 +115,15 @@ impl Overlay {
                 });
             }
             let fd = self.write_fd(&node)?;
+            let keep_mtime = set.keep_mtime && set.mtime.is_none();
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime,
+            };
+            self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            self.mtimes.remove(&node.id);
             self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
             if set.uid.is_some() || set.gid.is_some() {

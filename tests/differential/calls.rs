@@ -1,6 +1,7 @@
 //! System calls with the words of the model.
 
 use std::hash::Hasher;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 
 use super::model::{B, Fa, M, Nd, O, Op, Rn, Sk, T, Tm, Xf};
 use super::outcome::Outcome;
-use super::tree::{Attr, Fnv};
+use super::tree::{self, Attr, Fnv};
 
 /// An outcome, or the errno.
 pub type Res = Result<Outcome, Errno>;
@@ -75,6 +76,59 @@ pub fn names(op: &Op) -> Res {
         }
         _ => return Ok(Outcome::Broken(format!("{op:?} is no operation on names"))),
     })
+}
+
+/// [`Op::ListWhile`].
+pub fn list_while(path: &[u8]) -> Res {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let mut before = tree::list(&dir)?;
+    before.sort_by(|x, y| x.0.cmp(&y.0));
+    rustix::fs::seek(&dir, SeekFrom::Start(0))?;
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 600];
+    let mut seen = tree::list_some(&dir, &mut buffer)?;
+    let victim = before
+        .iter()
+        .find(|x| x.1 != FileType::Directory)
+        .map(|x| x.0.clone());
+    let new = b"comes and goes";
+    let created = rustix::fs::mknodat(&dir, &new[..], FileType::RegularFile, mode(M(0o600)), 0);
+    let removed = match &victim {
+        Some(name) => rustix::fs::unlinkat(&dir, &name[..], AtFlags::empty()),
+        None => Ok(()),
+    };
+    loop {
+        let more = tree::list_some(&dir, &mut buffer)?;
+        if more.is_empty() {
+            break;
+        }
+        seen.extend(more);
+    }
+    for (name, ..) in &before {
+        let times = seen.iter().filter(|x| x.0 == *name).count();
+        let goes = removed.is_ok() && Some(name) == victim.as_ref();
+        if times > 1 || (times == 0 && !goes) {
+            return Ok(Outcome::Broken(format!("{name:?} is listed {times} times")));
+        }
+    }
+    if let Some((name, ..)) = seen
+        .iter()
+        .find(|x| *x.0 != new[..] && !before.iter().any(|y| y.0 == x.0))
+    {
+        return Ok(Outcome::Broken(format!(
+            "{name:?} is listed and was never there"
+        )));
+    }
+    if created.is_ok() {
+        rustix::fs::unlinkat(&dir, &new[..], AtFlags::empty())?;
+    }
+    created.and(removed)?;
+    rustix::fs::seek(&dir, SeekFrom::Start(0))?;
+    let mut after = tree::list(&dir)?;
+    after.sort_by(|x, y| x.0.cmp(&y.0));
+    Ok(Outcome::List(
+        after.into_iter().map(|x| (x.0, x.1)).collect(),
+    ))
 }
 
 pub fn xattr_op(op: &Op) -> Res {

@@ -316,6 +316,9 @@ pub enum Op {
         stat: bool,
     },
     FsyncDir(B),
+    /// Lists a directory in pieces while names come and go in it: a new one, which goes again at
+    /// the end, and the first that is no directory, which is unlinked.
+    ListWhile(B),
     /// Compares the whole tree.
     Walk,
     /// Closes everything, unmounts and mounts again.

@@ -162,7 +162,7 @@ impl Mounted {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        last
+        last.map_err(|text| format!("{text}\nheld by: {}", holders(&self.path)))
     }
 
     fn plain_unmount(&self) -> Made<()> {
@@ -258,6 +258,51 @@ fn is_mounted(path: &Path) -> Made<bool> {
     Ok(table
         .lines()
         .any(|line| line.split(' ').nth(4) == Some(&path)))
+}
+
+/// Which threads have something of the mount `path` open, as working directory or root.
+fn holders(path: &Path) -> String {
+    let mut found = Vec::new();
+    let list = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect::<Vec<_>>()
+    };
+    for process in list(Path::new("/proc")) {
+        for thread in list(&process.join("task")) {
+            let mut links = vec![thread.join("cwd"), thread.join("root")];
+            links.extend(list(&thread.join("fd")));
+            links.extend(list(&process.join("map_files")));
+            for link in links {
+                if let Ok(target) = fs::read_link(&link)
+                    && target.starts_with(path)
+                {
+                    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+                    let name = link.file_name().unwrap_or_default();
+                    let info = read(thread.join("fdinfo").join(name));
+                    let mount = info.lines().find(|line| line.starts_with("mnt_id"));
+                    found.push(format!(
+                        "{} ({}) -> {} {mount:?}",
+                        link.display(),
+                        read(thread.join("comm")).trim_end(),
+                        target.display()
+                    ));
+                }
+            }
+        }
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = path.to_string_lossy();
+    found.extend(
+        table
+            .lines()
+            .filter(|line| line.contains(&*path))
+            .map(String::from),
+    );
+    found.join("\n  ")
 }
 
 /// Whether a process has `path` among its arguments.

@@ -12,6 +12,7 @@ pub fn layers(rng: &mut Rng, disk: Disk) -> Case {
     let mut below = BTreeMap::new();
     let mut lowers = Vec::new();
     let count = *rng.pick(&[1, 1, 2, 2, 2, 3, 3, 4]);
+    let big = rng.chance(15);
     for level in 0..count {
         let size = if level == 0 {
             14 + rng.below(22)
@@ -25,6 +26,9 @@ pub fn layers(rng: &mut Rng, disk: Disk) -> Case {
             own: BTreeMap::new(),
         };
         maker.root();
+        if big {
+            maker.big();
+        }
         for _ in 0..size {
             maker.step();
         }
@@ -59,6 +63,20 @@ impl LayerMaker<'_> {
     fn root(&mut self) {
         let mode = *self.rng.pick(&[0o755, 0o777, 0o1777, 0o775]);
         self.add(b"", Node::Dir, mode);
+    }
+
+    /// Part of a directory that takes several getdents and several requests to list.
+    fn big(&mut self) {
+        self.add(b"big", Node::Dir, 0o777);
+        for i in 0..250 {
+            let path = format!("big/{i} {}", "n".repeat(i % 40)).into_bytes();
+            let below = self.below.contains_key(&path);
+            match self.rng.below(4) {
+                0 => self.add(&path, Node::File(0, L(Vec::new())), 0o644),
+                1 if below => self.add(&path, Node::Whiteout, 0),
+                _ => {}
+            }
+        }
     }
 
     fn add(&mut self, path: &[u8], node: Node, mode: u32) {
@@ -204,7 +222,8 @@ impl LayerMaker<'_> {
             0..=3 if !hidden => self.add(&path, Node::Whiteout, 0),
             4..=6 if was_dir => self.add(&path, Node::Dir, mode),
             7 if was_dir => self.add(&path, Node::Opaque, mode),
-            8 => self.add(&path, Node::Dir, mode),
+            // No directory with a long path: its redirect must fit (deviation `long-redirect`).
+            8 if path.len() < 200 => self.add(&path, Node::Dir, mode),
             _ => self.leaf(&path),
         }
     }

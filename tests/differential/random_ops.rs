@@ -61,10 +61,13 @@ const WEIGHTS: &[(u64, Make)] = &[
         h: g.slot(),
         mode: g.file_mode(),
     }),
-    (1, |g| Op::Fchown {
-        h: g.slot(),
-        uid: g.uid(),
-        gid: g.gid(),
+    (1, |g| {
+        let (uid, gid) = g.owner();
+        Op::Fchown {
+            h: g.slot(),
+            uid,
+            gid,
+        }
     }),
     (1, |g| Op::Futimens {
         h: g.slot(),
@@ -105,11 +108,14 @@ const WEIGHTS: &[(u64, Make)] = &[
         path: g.path(),
         mode: g.any_mode(),
     }),
-    (5, |g| Op::Chown {
-        path: g.path(),
-        uid: g.uid(),
-        gid: g.gid(),
-        follow: g.rng.chance(50),
+    (5, |g| {
+        let (uid, gid) = g.owner();
+        Op::Chown {
+            path: g.path(),
+            uid,
+            gid,
+            follow: g.rng.chance(50),
+        }
     }),
     (4, |g| Op::Utimens {
         path: g.path(),
@@ -139,6 +145,7 @@ const WEIGHTS: &[(u64, Make)] = &[
         path: g.path_mostly(FileType::Directory),
         stat: g.rng.chance(50),
     }),
+    (2, |g| Op::ListWhile(g.path_mostly(FileType::Directory))),
     (1, |g| Op::FsyncDir(g.path_mostly(FileType::Directory))),
 ];
 

@@ -85,12 +85,16 @@ impl OpMaker<'_> {
         }
     }
 
-    pub fn uid(&mut self) -> u32 {
-        *self.rng.pick(&[0, 1000, 1001, u32::MAX])
-    }
-
-    pub fn gid(&mut self) -> u32 {
-        *self.rng.pick(&[0, 1000, 1001, 2000, u32::MAX])
+    /// Who gets something; one of the two may stay. Not both: chown(-1, -1) takes set-id bits away,
+    /// but the kernel does not tell FUSE of it (deviation `chown-to-nobody`).
+    pub fn owner(&mut self) -> (u32, u32) {
+        let uid = *self.rng.pick(&[0, 1000, 1001, u32::MAX]);
+        let gid = *self.rng.pick(&[0, 1000, 1001, 2000, u32::MAX]);
+        if uid == u32::MAX && gid == u32::MAX {
+            (uid, 1000)
+        } else {
+            (uid, gid)
+        }
     }
 
     pub fn time(&mut self) -> Tm {

@@ -2,7 +2,7 @@
 
 use super::layers::capability;
 use super::model::Disk::{Ext4, Tmpfs};
-use super::model::Fa::{FaPlain, FaPunch};
+use super::model::Fa::{FaPlain, FaPunch, FaZero};
 use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
 use super::model::Op::*;
 use super::model::Rn::{RnExchange, RnPlain};
@@ -356,31 +356,6 @@ fn truncating_by_a_user_clears_set_group_id() {
 }
 
 #[test]
-fn truncating_an_empty_file_is_a_change() {
-    let empty = |path: &[u8]| {
-        e(
-            b(path),
-            File(0, L(vec![])),
-            M(0o644),
-            ROOT,
-            ROOT,
-            THEN,
-            L(vec![]),
-        )
-    };
-    let ops = vec![
-        Truncate {
-            path: b(b"x"),
-            len: 0,
-        },
-        open(0, b"y", libc::O_RDWR),
-        Ftruncate { h: 0, len: 0 },
-        Walk,
-    ];
-    check_on(Ext4, vec![empty(b"x"), empty(b"y")], vec![], ops);
-}
-
-#[test]
 fn an_open_file_without_a_name_can_be_synced() {
     let ops = vec![
         Unlink(b(b"y")),
@@ -448,4 +423,101 @@ fn the_mtime_of_a_write_to_a_new_hard_link_is_kept() {
         },
     ];
     check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_allocated_and_synced_when_only_a_renamed_name_is_left() {
+    let ops = vec![
+        Chown {
+            path: b(b"y"),
+            uid: 1001,
+            gid: 2000,
+            follow: true,
+        },
+        Rename {
+            from: b(b"x"),
+            to: b(b"d/1"),
+            how: RnPlain,
+        },
+        Unlink(b(b"y")),
+        Rename {
+            from: b(b"d/1"),
+            to: b(b"2"),
+            how: RnPlain,
+        },
+        open(0, b"2", libc::O_RDWR),
+        Fallocate {
+            h: 0,
+            mode: FaZero,
+            off: 0,
+            len: 5044,
+        },
+        Fsync { h: 0, data: false },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_hard_link_is_allocated_after_its_first_known_name_is_gone() {
+    let ops = vec![
+        Put {
+            path: b(b"y"),
+            flags: O(libc::O_WRONLY),
+            mode: M(0),
+            off: 5350,
+            len: 0,
+            seed: 67,
+        },
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"y")),
+        Fallocate {
+            h: 0,
+            mode: FaZero,
+            off: 0,
+            len: 5044,
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn the_link_count_of_a_fifo_falls_by_one_when_a_name_is_replaced() {
+    let fifo = e(b(b"x"), Fifo, M(0o600), ROOT, ROOT, THEN, L(vec![]));
+    let lower = vec![
+        fifo,
+        link(b"y", b"x"),
+        link(b"z", b"x"),
+        file(b"f", 0o644, ROOT),
+    ];
+    let ops = vec![
+        Rename {
+            from: b(b"f"),
+            to: b(b"z"),
+            how: RnPlain,
+        },
+        Stat {
+            path: b(b"y"),
+            follow: true,
+        },
+    ];
+    check_on(Ext4, lower, vec![], ops);
+}
+
+#[test]
+fn the_mtime_of_a_file_made_over_a_whiteout_survives_a_remount() {
+    let put = Put {
+        path: b(b"d/f"),
+        flags: O(libc::O_WRONLY | libc::O_CREAT),
+        mode: M(0o4755),
+        off: 2873,
+        len: 2639,
+        seed: 1,
+    };
+    let ops = vec![Unlink(b(b"d/f")), As(2), put];
+    check_on(
+        Ext4,
+        vec![dir(b"d", 0o777), file(b"d/f", 0, ROOT)],
+        vec![],
+        ops,
+    );
 }

@@ -178,14 +178,26 @@ pub type Listed = (B, FileType, u64);
 pub fn list(dir: impl AsFd) -> Result<Vec<Listed>, Errno> {
     let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
     let mut names = Vec::new();
-    let mut raw = RawDir::new(dir, &mut buffer);
+    loop {
+        let more = list_some(&dir, &mut buffer)?;
+        if more.is_empty() {
+            return Ok(names);
+        }
+        names.extend(more);
+    }
+}
+
+/// One getdents' worth of names.
+pub fn list_some(dir: impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> Result<Vec<Listed>, Errno> {
+    let mut names = Vec::new();
+    let mut raw = RawDir::new(dir, buffer);
     while let Some(entry) = raw.next() {
         let entry = entry?;
-        names.push((
-            B(entry.file_name().to_bytes().to_vec()),
-            entry.file_type(),
-            entry.ino(),
-        ));
+        let name = B(entry.file_name().to_bytes().to_vec());
+        names.push((name, entry.file_type(), entry.ino()));
+        if raw.is_buffer_empty() {
+            break;
+        }
     }
     Ok(names)
 }
@@ -232,7 +244,12 @@ impl Walker {
 
     /// The tree below the open directory `root`.
     pub fn walk(mut self, root: OwnedFd) -> Tree {
-        let here = rustix::fs::openat(CWD, ".", OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+        let here = rustix::fs::openat(
+            CWD,
+            ".",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let result = rustix::process::fchdir(&root).and_then(|()| self.item(b"", b"."));
         if let Err(error) = result.and_then(|attr| self.directory(b"", root, &attr)) {
             self.tree.faults.push(format!("the root: {error}"));
