@@ -1,6 +1,6 @@
 //! Cases that the property test found and shrank, each named after what was wrong.
 
-use super::layers::capability;
+use super::layers::{acl, capability};
 use super::model::Disk::{Ext4, Tmpfs};
 use super::model::Fa::{FaPlain, FaPunch, FaZero};
 use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
@@ -560,4 +560,91 @@ fn the_mtime_of_a_file_made_over_a_whiteout_survives_a_remount() {
         vec![],
         ops,
     );
+}
+
+#[test]
+fn a_mapping_of_a_hard_link_without_names_is_read() {
+    let ops = vec![
+        Stat {
+            path: b(b"y"),
+            follow: false,
+        },
+        Put {
+            path: b(b"x"),
+            flags: O(libc::O_WRONLY),
+            mode: M(0),
+            off: 0,
+            len: 155,
+            seed: 90,
+        },
+        Unlink(b(b"y")),
+        open(0, b"x", libc::O_RDONLY),
+        MmapKeep { h: 0, m: 0 },
+        Close(0),
+        Unlink(b(b"x")),
+        MmapRead(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn chown_by_an_owner_outside_the_group_clears_set_group_id() {
+    let put = Put {
+        path: b(b"x"),
+        flags: O(libc::O_WRONLY | libc::O_CREAT),
+        mode: M(0o2644),
+        off: 0,
+        len: 1,
+        seed: 1,
+    };
+    let ops = vec![
+        put,
+        Chown {
+            path: b(b"x"),
+            uid: 1001,
+            gid: 2000,
+            follow: true,
+        },
+        Chmod {
+            path: b(b"x"),
+            mode: M(0o2644),
+        },
+        As(2),
+        Chown {
+            path: b(b"x"),
+            uid: u32::MAX,
+            gid: 1001,
+            follow: true,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+    ];
+    check_on(Ext4, vec![], vec![], ops);
+}
+
+#[test]
+fn a_file_whose_set_ids_a_write_has_cleared_may_be_linked() {
+    let mut x = file(b"x", 0o6711, ROOT);
+    x.xattrs = L(vec![(
+        b(b"system.posix_acl_access"),
+        acl(7, (1001, 7), 1, 7, 1),
+    )]);
+    let ops = vec![
+        As(2),
+        open(0, b"x", libc::O_RDWR),
+        Pwrite {
+            h: 0,
+            off: 4096,
+            len: 40_000,
+            seed: 199,
+        },
+        Link {
+            from: b(b"x"),
+            to: b(b"d/x"),
+            follow: false,
+        },
+    ];
+    check_on(Ext4, vec![dir(b"d", 0o777), x], vec![], ops);
 }
