@@ -94,6 +94,8 @@ pub struct Overlay {
     pub(crate) listings: ListingCache,
     /// Names of lower hard links that were removed without a copy-up, by inode number.
     pub(crate) unlinked_lowers: DashMap<u64, u32>,
+    /// Modification times that cached writes must leave, of files that were written.
+    pub(crate) mtimes: DashMap<u64, Timestamp>,
     pub(crate) follow_redirects: bool,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
@@ -130,8 +132,14 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
-        if node.dir.is_some() {
+        if node.kind == Kind::File {
+            self.mtimes.remove(&node.id);
+        }
+        if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
+            for lower in &dir.lowers {
+                self.fds.remove(FdKey::LowerDir(lower.uid));
+            }
         }
         let parked = node.place.read().parked().map(OsString::from);
         if let (Some(name), Some(upper)) = (parked, &self.upper)
@@ -303,15 +311,18 @@ impl Overlay {
         })
     }
 
-    /// Ends the mount: empties `work/work`.
+    /// Ends the mount: empties `work/work`, and makes upper durable, as unmounting the kernel's
+    /// overlayfs does.
     ///
     /// # Errors
     /// What the file system returns; the mount is over all the same.
     pub fn close(&self) -> Result<(), Errno> {
         self.fds.clear();
-        match &self.upper {
-            Some(upper) => upper.work.clean_up(),
-            None => Ok(()),
-        }
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        let cleaned = upper.work.clean_up();
+        self.sync_all()?;
+        cleaned
     }
 }

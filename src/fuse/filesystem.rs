@@ -79,6 +79,7 @@ impl fuser::Filesystem for Filesystem {
                 size,
                 atime: atime.map(set_time),
                 mtime: mtime.map(set_time),
+                keep_mtime: self.options.writeback,
             };
             // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
             let drops = size.is_some() && req.uid() != 0;
@@ -263,8 +264,7 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::write, || {
             let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let delayed = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-            let keep_mtime = self.options.writeback && delayed;
+            let keep_mtime = self.options.writeback;
             let done = Filesystem::unprivileged(req, drops, |unprivileged| {
                 self.overlay.write(
                     ino.0,
@@ -278,7 +278,10 @@ impl fuser::Filesystem for Filesystem {
             });
             match done {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
+                Err(e) => {
+                    reply.error(errno(e));
+                    self.drop_unwritten(ino.0);
+                }
             }
         });
     }
@@ -501,8 +504,12 @@ impl fuser::Filesystem for Filesystem {
         self.serve(Request::fallocate, || {
             let done = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
                 let mode = mode.cast_unsigned();
-                self.overlay
-                    .fallocate(ino.0, mode, offset, length, unprivileged)
+                let keep_mtime = self.options.writeback;
+                let how = WriteHow {
+                    unprivileged,
+                    keep_mtime,
+                };
+                self.overlay.fallocate(ino.0, mode, offset, length, how)
             });
             reply_empty(reply, done);
         });
@@ -546,7 +553,16 @@ impl fuser::Filesystem for Filesystem {
         self.serve(Request::copy_file_range, || {
             let (from, to) = ((ino_in.0, offset_in), (ino_out.0, offset_out));
             let copied = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
-                self.overlay.copy_range(from, to, len, unprivileged)
+                let keep_mtime = self.options.writeback;
+                self.overlay.copy_range(
+                    from,
+                    to,
+                    len,
+                    WriteHow {
+                        unprivileged,
+                        keep_mtime,
+                    },
+                )
             });
             match copied {
                 Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),

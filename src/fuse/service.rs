@@ -165,6 +165,31 @@ impl Filesystem {
         f(drops.then_some(&in_group as &dyn Fn(u32) -> bool))
     }
 
+    /// After a write that failed: makes the kernel forget what its cache holds of the file, pages
+    /// and size, so that nobody reads what was never stored. Who has the file open keeps seeing
+    /// the size until it is closed. On a thread of its own, as [`seek`](Self::seek).
+    pub(super) fn drop_unwritten(&self, ino: u64) {
+        let Some(notifier) = self.notifier.get().cloned() else {
+            return;
+        };
+        let name = self.overlay.name_of(ino);
+        let forget = move || {
+            let mut done = notifier.inval_inode(INodeNo(ino), 0, 0);
+            if let Some((parent, name)) = name {
+                done = done.and(notifier.inval_entry(INodeNo(parent), &name));
+            }
+            if let Err(e) = done {
+                tracing::debug!(ino, "the cache of a failed write stays: {e}");
+            }
+        };
+        if let Err(e) = std::thread::Builder::new()
+            .name("forget".into())
+            .spawn(forget)
+        {
+            tracing::warn!("no thread to forget a failed write: {e}");
+        }
+    }
+
     /// Answers SEEK_DATA and SEEK_HOLE. Pages that the kernel has not written yet would be missing
     /// from the answer, and it doesn't write them by itself (fs/fuse/file.c, `fuse_lseek`): it is
     /// made to, by an invalidation. That sends WRITE requests, which the serving threads must be

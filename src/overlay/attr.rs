@@ -156,6 +156,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
+    /// A change of the size leaves the modification time: see [`WriteHow`](super::WriteHow).
+    pub keep_mtime: bool,
 }
 
 impl SetAttr {

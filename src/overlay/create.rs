@@ -195,8 +195,7 @@ impl Overlay {
             what,
         };
         let node = self.intern(parent, name, &found)?;
-        self.listings
-            .added(parent.id, name, self.ino_of(&node), node.kind);
+        self.name_added(parent, name, &node);
         if let Some(part) = &node.dir {
             part.aufs.set(false);
             part.impure.set(false);
@@ -455,8 +454,7 @@ impl Overlay {
                 other => other,
             }
         })?;
-        self.listings
-            .added(parent.id, new_name, self.ino_of(&node), node.kind);
+        self.name_added(&parent, new_name, &node);
         let st = stat_at(to.as_fd(), new_name)?;
         let found = Found {
             stat: st,

@@ -1,14 +1,15 @@
 //! File contents: reading, writing, holes, syncing. By node, not by handle: the kernel doesn't
 //! tell us of opens on a cached connection.
 
+use dashmap::mapref::entry::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Overlay;
-use super::attr::{Kind, stat_at};
+use super::attr::{Kind, SetTime, Timestamp, stat_at, to_timespec};
 use super::copy_up::CopyData;
 use super::fds::FdKey;
 use super::metadata::Unprivileged;
@@ -20,8 +21,8 @@ use crate::sys::fs::{self as sysfs, TimeSpec};
 pub struct WriteHow<'a> {
     /// The caller lacks `CAP_FSETID`.
     pub unprivileged: Unprivileged<'a>,
-    /// The modification time stays: the kernel's cache has its own, which it sends when it is not
-    /// the one that we know.
+    /// The modification time stays: with the writeback cache the kernel keeps its own, shows that
+    /// one, and sends it when it is not the one that it got from us.
     pub keep_mtime: bool,
 }
 
@@ -104,10 +105,7 @@ impl Overlay {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
-        let before = match how.keep_mtime {
-            true => Some(stat_at(fd.as_fd(), OsStr::new(""))?.stx_mtime),
-            false => None,
-        };
+        self.remember_mtime(&node, fd.as_fd(), how)?;
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -119,14 +117,44 @@ impl Overlay {
             }
         }
         self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
-        if let Some(t) = before {
-            let mtime = TimeSpec::At {
+        self.restore_mtime(&node, fd.as_fd(), how)?;
+        Ok(done)
+    }
+
+    /// Sets the modification time again that a change of the kernel's cache must leave.
+    pub(crate) fn restore_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
+        if how.keep_mtime
+            && let Some(mtime) = self.mtimes.get(&node.id)
+        {
+            // With the entry locked: a SETATTR that comes meanwhile has the last word.
+            let mtime = to_timespec(Some(SetTime::At(*mtime)));
+            sysfs::utimens_at(fd, OsStr::new(""), TimeSpec::Omit, mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the modification time that the kernel knows, before a write of its cache changes it.
+    pub(crate) fn remember_mtime(
+        &self,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+        how: WriteHow<'_>,
+    ) -> Result<(), Errno> {
+        if how.keep_mtime
+            && let Entry::Vacant(slot) = self.mtimes.entry(node.id)
+        {
+            let t = stat_at(fd, OsStr::new(""))?.stx_mtime;
+            slot.insert(Timestamp {
                 sec: t.tv_sec,
                 nsec: t.tv_nsec,
-            };
-            sysfs::utimens_at(fd.as_fd(), OsStr::new(""), TimeSpec::Omit, mtime)?;
+            });
         }
-        Ok(done)
+        Ok(())
     }
 
     /// fallocate with the mode bits of fallocate(2).
@@ -139,14 +167,16 @@ impl Overlay {
         mode: u32,
         offset: u64,
         length: u64,
-        unprivileged: Unprivileged<'_>,
+        how: WriteHow<'_>,
     ) -> Result<(), Errno> {
         let node = self.file_node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
+        self.remember_mtime(&node, fd.as_fd(), how)?;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
-        self.clear_suidgid(fd.as_fd(), unprivileged)
+        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&node, fd.as_fd(), how)
     }
 
     /// The next data or hole at or after `offset`.
@@ -175,13 +205,14 @@ impl Overlay {
         (from, from_offset): (u64, u64),
         (to, to_offset): (u64, u64),
         length: u64,
-        unprivileged: Unprivileged<'_>,
+        how: WriteHow<'_>,
     ) -> Result<u64, Errno> {
         let source = self.file_node(from)?;
         let target = self.file_node(to)?;
         self.ensure_upper(&target, CopyData::All)?;
         let source_fd = self.read_fd(&source)?;
         let target_fd = self.write_fd(&target)?;
+        self.remember_mtime(&target, target_fd.as_fd(), how)?;
         let (mut source_at, mut target_at) = (from_offset, to_offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::io::retry_on_intr(|| {
@@ -193,7 +224,8 @@ impl Overlay {
                 length,
             )
         })?;
-        self.clear_suidgid(target_fd.as_fd(), unprivileged)?;
+        self.clear_suidgid(target_fd.as_fd(), how.unprivileged)?;
+        self.restore_mtime(&target, target_fd.as_fd(), how)?;
         Ok(copied as u64)
     }
 
@@ -250,11 +282,7 @@ impl Overlay {
 }
 
 /// Opens one file for I/O; the access check was the kernel's.
-fn open_for(
-    dir: std::os::fd::BorrowedFd<'_>,
-    name: &std::ffi::OsStr,
-    access: OFlags,
-) -> Result<OwnedFd, Errno> {
+fn open_for(dir: BorrowedFd<'_>, name: &OsStr, access: OFlags) -> Result<OwnedFd, Errno> {
     if name.is_empty() {
         return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
     }

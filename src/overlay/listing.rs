@@ -14,6 +14,8 @@ use super::attr::Kind;
 pub(crate) const DOT: u64 = 1;
 pub(crate) const DOT_DOT: u64 = 2;
 const FIRST_HASH: u64 = 16;
+/// What is left of a hash leaves room for the count of changes in a positive 63-bit offset.
+const HASH_SHIFT: u32 = 18;
 
 /// The layer that an entry's topmost object is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +42,7 @@ pub(crate) struct Listing {
 fn hash(name: &OsStr) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(name.as_bytes());
-    (hasher.finish() >> 2).max(FIRST_HASH)
+    (hasher.finish() >> HASH_SHIFT).max(FIRST_HASH)
 }
 
 impl Listing {

@@ -102,11 +102,7 @@ impl Overlay {
     /// # Errors
     /// What the layers' file systems return; `ENOTDIR` if `parent` is not a directory.
     pub(crate) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>, Errno> {
-        let hint = match &parent.dir {
-            Some(dir) if !dir.lowers.is_empty() => self.listings.hint(parent.id, name),
-            _ => Hint::Unknown,
-        };
-        match hint {
+        match self.listings.hint(parent.id, name) {
             Hint::Unknown => self.resolve_from(parent, name, Top::Upper),
             Hint::Absent => Ok(None),
             Hint::In(top) => self.resolve_from(parent, name, top),

@@ -6,8 +6,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, stat_at, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
 use super::copy_up::CopyData;
+use super::file::WriteHow;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
@@ -54,21 +55,16 @@ impl Overlay {
             }
             return Ok(attr);
         }
-        if attr.nlink > 1 || node.kind == Kind::File {
-            let place = node.place.read();
-            if let Some(hex) = place.index() {
-                attr.nlink = self.indexed_nlink(hex, st)?;
-            } else if !place.has_upper() {
-                if attr.nlink > 1
-                    && let Some(gone) = self.unlinked_lowers.get(&node.id)
-                {
-                    attr.nlink = attr.nlink.saturating_sub(*gone);
-                }
-                if place.removed && attr.nlink <= 1 {
-                    attr.nlink = 0;
-                }
-            } else if place.parked().is_some() {
-                attr.nlink = attr.nlink.saturating_sub(1);
+        let place = node.place.read();
+        if let Some(hex) = place.index() {
+            attr.nlink = self.indexed_nlink(hex, st)?;
+        } else if place.parked().is_some() {
+            attr.nlink = attr.nlink.saturating_sub(1);
+        } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {
+            let gone = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
+            attr.nlink = attr.nlink.saturating_sub(gone);
+            if place.removed && attr.nlink <= 1 {
+                attr.nlink = 0;
             }
         }
         Ok(attr)
@@ -119,8 +115,15 @@ impl Overlay {
                 });
             }
             let fd = self.write_fd(&node)?;
+            let keep_mtime = set.keep_mtime && set.mtime.is_none();
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime,
+            };
+            self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
             self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -130,8 +133,18 @@ impl Overlay {
                 sysfs::chmod_at(dir, name, perm & 0o7777)?;
             }
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
-            if atime != TimeSpec::Omit || mtime != TimeSpec::Omit {
-                sysfs::utimens_at(dir, name, atime, mtime)?;
+            match (atime, set.mtime) {
+                (TimeSpec::Omit, None) => {}
+                (_, Some(SetTime::At(t))) if node.kind == Kind::File => {
+                    // Cached writes that are under way set this time again: see `write`.
+                    let mut known = self.mtimes.entry(node.id).or_insert(t);
+                    *known = t;
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
+                _ => {
+                    self.mtimes.remove(&node.id);
+                    sysfs::utimens_at(dir, name, atime, mtime)?;
+                }
             }
             stat_at(dir, name)
         })?;
@@ -192,6 +205,14 @@ impl Overlay {
             sysfs::chmod_at(fd, OsStr::new(""), kept)?;
         }
         Ok(())
+    }
+
+    /// A name that a node is known by: its directory's id, and the component.
+    pub fn name_of(&self, id: u64) -> Option<(u64, OsString)> {
+        let node = self.node(id).ok()?;
+        let place = node.place.read();
+        let parent = place.parent.as_ref()?;
+        Some((parent.id, place.name.to_os_string()))
     }
 
     /// Is this the root of the mount?

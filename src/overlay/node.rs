@@ -15,7 +15,6 @@ use super::attr::Kind;
 use super::fds::PinPlace;
 use super::layer::{AufsFlag, LowerDir};
 use crate::format::redirect::Redirect;
-use crate::sys::dir::DirReader;
 
 /// The node id of the root of the mount. Every other node's id is its `st_ino`.
 pub const ROOT_ID: u64 = 1;
@@ -121,8 +120,8 @@ pub(crate) struct DirPart {
     pub names: RwLock<()>,
     /// Redirect stored on the upper directory. Protected by `names` of the parent.
     pub redirect: Mutex<Option<Redirect>>,
-    /// Reads upper's part: its descriptor has one position.
-    pub stream: Mutex<Option<Box<DirReader>>>,
+    /// Counts changes of names; its low bits are part of the offsets of a listing.
+    pub generation: AtomicU64,
     /// Has upper's directory a default ACL? (`umask` is not applied then.)
     pub default_acl: Remembered,
     /// Does upper's directory carry the impure mark?
@@ -139,7 +138,7 @@ impl DirPart {
             lowers: lowers.into_boxed_slice(),
             names: RwLock::new(()),
             redirect: Mutex::new(redirect),
-            stream: Mutex::new(None),
+            generation: AtomicU64::new(0),
             default_acl: Remembered::unknown(),
             impure: Remembered::unknown(),
             aufs: AufsFlag::new(),

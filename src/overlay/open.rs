@@ -141,6 +141,7 @@ impl Overlay {
             pins: PinBudget::new((spare / 3).min(4096)),
             listings: ListingCache::new(),
             unlinked_lowers: dashmap::DashMap::new(),
+            mtimes: dashmap::DashMap::new(),
             counters: Counters::default(),
             _locks: locks,
             config,

@@ -1,24 +1,28 @@
 //! Listings.
 //!
-//! There are no directory handles, so an offset has to mean the same in every call: in a
-//! directory that is only in upper it is the file system's own; where lowers take part it is a
-//! hash of the name, and entries are listed in its order. Entries created or removed meanwhile
-//! then neither repeat nor hide others, and a copy-up in between changes nothing.
+//! There are no directory handles, so an offset has to mean the same in every call: it is a hash of
+//! the name, and entries are listed in its order. Entries created or removed meanwhile then neither
+//! repeat nor hide others, and a copy-up in between changes nothing.
+//!
+//! The low bits of an offset count the changes of the directory. The kernel caches listings, checks
+//! the age of its cache only for readers at offset 0, and lets others go on in pages that somebody
+//! else filled (fs/fuse/readdir.c, `fuse_readdir_cached`): a reader that began after a change could
+//! go on in a listing from before it. With the count, its position is not found in such pages, and
+//! it asks us.
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::ops::{Bound, ControlFlow};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Overlay;
 use super::attr::{Attr, Kind, is_whiteout, stat_opt};
-use super::fds::FdKey;
 use super::layer::{AufsFlag, DIR_READ};
 use super::listing::{DOT, DOT_DOT, Entry, Listing, Top};
-use super::lookup::Found;
 use super::node::Node;
 use crate::format::keys::OverlayKey;
 use crate::format::whiteout::{AufsName, classify};
@@ -37,6 +41,10 @@ pub struct ListedEntry<'a> {
     /// The offset to go on with after this entry.
     pub next: u64,
 }
+
+/// Bits of an offset that count the changes of the directory.
+const GENERATION_BITS: u32 = 16;
+const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
 
 /// One directory that takes part in a merged listing.
 struct Part<'a> {
@@ -113,9 +121,9 @@ impl Overlay {
         if node.place.read().removed {
             return Ok(());
         }
-        if dir.lowers.is_empty() {
-            return self.stream(node, offset, each);
-        }
+        let generation = dir.generation.load(Ordering::Acquire) & GENERATION_MASK;
+        let offset = offset >> GENERATION_BITS;
+        let tagged = |key: u64| key << GENERATION_BITS | generation;
         for (name, at, ino) in [
             (".", DOT, self.ino_of(node)),
             ("..", DOT_DOT, self.parent_ino(node)),
@@ -126,7 +134,7 @@ impl Overlay {
                     name,
                     ino,
                     kind: Kind::Dir,
-                    next: at,
+                    next: tagged(at),
                 };
                 if each(entry).is_break() {
                     return Ok(());
@@ -137,7 +145,7 @@ impl Overlay {
             Some(listing) => listing,
             None => self.listings.put(node.id, self.build_listing(node)?),
         };
-        self.emit(&listing, offset, each)
+        self.emit(&listing, offset, &tagged, each)
     }
 
     /// Calls `each` for the entries after `offset`, without holding the listing locked meanwhile:
@@ -146,6 +154,7 @@ impl Overlay {
         &self,
         listing: &Mutex<Listing>,
         offset: u64,
+        tagged: &dyn Fn(u64) -> u64,
         each: &mut dyn FnMut(ListedEntry<'_>) -> ControlFlow<()>,
     ) -> Result<(), Errno> {
         const BATCH: usize = 256;
@@ -169,7 +178,7 @@ impl Overlay {
                     name: &name,
                     ino,
                     kind,
-                    next: key,
+                    next: tagged(key),
                 })
                 .is_break()
                 {
@@ -182,94 +191,6 @@ impl Overlay {
     fn parent_ino(&self, node: &Node) -> u64 {
         let parent = node.place.read().parent.clone();
         parent.map_or_else(|| self.ino_of(node), |p| self.ino_of(&p))
-    }
-
-    /// Lists a directory that is only in upper: as it comes from the file system.
-    fn stream(
-        &self,
-        node: &Arc<Node>,
-        offset: u64,
-        each: &mut dyn FnMut(ListedEntry<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Errno> {
-        let dir = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        let key = FdKey::Read(node.id);
-        let fd = match self.fds.get(key) {
-            Some(fd) => fd,
-            None => self.fds.put(
-                key,
-                self.open_object(node, OFlags::RDONLY | OFlags::DIRECTORY)?,
-            ),
-        };
-        let impure = self.is_impure(node)?;
-        let dev = self.upper()?.layer.dev;
-        // The descriptor has one position: whoever reads takes it as it needs it.
-        let mut reader = dir.stream.lock();
-        let reader = reader.get_or_insert_with(|| Box::new(DirReader::new()));
-        DirReader::seek(fd.as_fd(), offset)?;
-        let mut error = None;
-        let mut stopped = false;
-        while !stopped && error.is_none() {
-            let more = reader.read(fd.as_fd(), &mut |e| match self.streamed(
-                node,
-                fd.as_fd(),
-                &e,
-                impure,
-                dev,
-            ) {
-                Ok(None) => ControlFlow::Continue(()),
-                Ok(Some((ino, kind))) => {
-                    let entry = ListedEntry {
-                        name: e.name,
-                        ino,
-                        kind,
-                        next: e.next_off,
-                    };
-                    let flow = each(entry);
-                    stopped = flow.is_break();
-                    flow
-                }
-                Err(e) => {
-                    error = Some(e);
-                    ControlFlow::Break(())
-                }
-            })?;
-            if !more {
-                break;
-            }
-        }
-        error.map_or(Ok(()), Err)
-    }
-
-    /// Number and type of one entry of a directory that is only in upper; `None` if it is hidden.
-    fn streamed(
-        &self,
-        node: &Arc<Node>,
-        fd: BorrowedFd<'_>,
-        e: &DirEntry<'_>,
-        impure: bool,
-        dev: u64,
-    ) -> Result<Option<(u64, Kind)>, Errno> {
-        if e.name == "." {
-            return Ok(Some((self.ino_of(node), Kind::Dir)));
-        }
-        if e.name == ".." {
-            return Ok(Some((self.parent_ino(node), Kind::Dir)));
-        }
-        if self.is_reserved_name(e.name) {
-            return Ok(None);
-        }
-        let Some(kind) = self.shown_kind(fd, e, false)? else {
-            return Ok(None);
-        };
-        if !impure {
-            return Ok(Some((self.inos.map(dev, e.ino), kind)));
-        }
-        let found = self.resolve(node, e.name)?;
-        Ok(found.map(|f| (self.found_ino(&f), kind)))
-    }
-
-    fn found_ino(&self, found: &Found) -> u64 {
-        self.inos.map(found.identity.0, found.identity.1)
     }
 
     /// The type of a directory entry of one layer; `None` for whiteouts and what is gone.
@@ -379,14 +300,34 @@ impl Overlay {
     /// Upper's entries have the numbers of what they were copied from.
     fn number_upper_entries(&self, node: &Arc<Node>, listing: &mut Listing) -> Result<(), Errno> {
         let impure = self.is_impure(node)?;
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
         for entry in listing.entries.values_mut().filter(|e| !e.hidden) {
-            if (impure || entry.kind == Kind::Dir)
+            if (impure || (entry.kind == Kind::Dir && merges))
                 && let Some(found) = self.resolve_unhinted(node, &entry.name)?
             {
                 entry.ino = self.inos.map(found.identity.0, found.identity.1);
             }
         }
         Ok(())
+    }
+
+    /// Says that `name` is in the directory now, whose names are locked.
+    pub(crate) fn name_added(&self, dir: &Node, name: &OsStr, node: &Node) {
+        self.count_change(dir);
+        self.listings
+            .added(dir.id, name, self.ino_of(node), node.kind);
+    }
+
+    /// Says that `name` is gone from the directory, whose names are locked.
+    pub(crate) fn name_removed(&self, dir: &Node, name: &OsStr) {
+        self.count_change(dir);
+        self.listings.removed(dir.id, name);
+    }
+
+    fn count_change(&self, dir: &Node) {
+        if let Some(part) = &dir.dir {
+            part.generation.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Does a directory, whose names are locked, show nothing?
@@ -398,14 +339,27 @@ impl Overlay {
             }
             return Ok(self.build_listing(node)?.is_empty());
         }
-        let mut empty = true;
-        self.stream(node, 0, &mut |e| {
-            if e.name == "." || e.name == ".." {
-                return ControlFlow::Continue(());
-            }
-            empty = false;
-            ControlFlow::Break(())
-        })?;
+        let fd = self.upper_dir_fd(node)?;
+        let fd = rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?;
+        let (mut empty, mut error) = (true, None);
+        let mut reader = DirReader::new();
+        let mut more = true;
+        while more && empty && error.is_none() {
+            more = reader.read(fd.as_fd(), &mut |e| {
+                if e.name == "." || e.name == ".." || self.is_reserved_name(e.name) {
+                    return ControlFlow::Continue(());
+                }
+                match self.shown_kind(fd.as_fd(), &e, dir.xattr_whiteouts) {
+                    Ok(None) => return ControlFlow::Continue(()),
+                    Ok(Some(_)) => empty = false,
+                    Err(e) => error = Some(e),
+                }
+                ControlFlow::Break(())
+            })?;
+        }
+        if let Some(e) = error {
+            return Err(e);
+        }
         Ok(empty)
     }
 }

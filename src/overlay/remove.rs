@@ -114,12 +114,16 @@ impl Overlay {
             }
             self.take_name(upper, parent, fd.as_fd(), name, found)?;
             self.after_unlink(upper, place.index(), found, shown)?;
+            if shown.is_some_and(|n| n <= 1) {
+                place.extra_mut().index = None;
+            }
             if primary {
                 let left = match shown {
                     Some(n) => n.saturating_sub(1),
                     None => self.names_left(node.id, found),
                 };
                 place.removed = left == 0;
+                place.upper_alias = false;
                 old = place.parent.take();
             } else if shown == Some(1) {
                 place.removed = true;
@@ -127,7 +131,7 @@ impl Overlay {
         } else {
             self.unlink_unknown(upper, parent, fd.as_fd(), name, found)?;
         }
-        self.listings.removed(parent.id, name);
+        self.name_removed(parent, name);
         Ok(old)
     }
 
@@ -224,9 +228,16 @@ impl Overlay {
         found: &Found,
         place: &mut Place,
     ) -> Result<(), Errno> {
-        if place.pin().is_some() || place.parked().is_some() || !found.upper_alias {
+        if place.pin().is_some() || place.parked().is_some() {
             return Ok(());
         }
+        // A name that is not in upper itself leads to the index.
+        let index = place.index().map(std::ffi::OsString::from);
+        let (dir, name) = match (&index, &upper.work.index) {
+            _ if found.upper_alias => (dir, name),
+            (Some(hex), Some(index)) => (index.as_fd(), hex.as_os_str()),
+            _ => return Ok(()),
+        };
         if let Some(slot) = self.pins.take() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -347,7 +358,7 @@ impl Overlay {
         if kept.is_some() {
             place.extra_mut().pin = kept;
         }
-        self.listings.removed(parent.id, name);
+        self.name_removed(parent, name);
         self.listings.remove(child.id);
         Ok(place.parent.take())
     }

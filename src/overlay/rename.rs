@@ -293,15 +293,12 @@ impl Overlay {
             RenameMode::Exchange => self.swap(upper, plan, &from, &to, (from_fd, to_fd))?,
             _ => self.move_over(upper, plan, &from, &to, (from_fd, to_fd), slot)?,
         };
-        self.listings
-            .added(to.parent.id, to.name, self.ino_of(source), source.kind);
+        self.name_added(to.parent, to.name, source);
         match (&to.node, mode) {
             (Some(target), RenameMode::Exchange) => {
-                let ino = self.ino_of(target);
-                self.listings
-                    .added(from.parent.id, from.name, ino, target.kind);
+                self.name_added(from.parent, from.name, target);
             }
-            _ => self.listings.removed(from.parent.id, from.name),
+            _ => self.name_removed(from.parent, from.name),
         }
         Ok(released)
     }
@@ -462,10 +459,16 @@ impl Overlay {
                 rename(RenameFlags::empty())?;
                 self.put_whiteout(upper, from, name)?;
             }
-            Step::Exchange | Step::ExchangeWhiteout => rename(RenameFlags::EXCHANGE)?,
-            Step::ExchangeAndDropWhiteout => {
+            Step::Exchange => rename(RenameFlags::EXCHANGE)?,
+            Step::ExchangeWhiteout | Step::ExchangeAndDropWhiteout => {
+                // For the client it is a plain rename, which changes nothing in what is moved; XFS
+                // gives directories that are exchanged a new time.
+                let before = stat_at(from, name)?;
                 rename(RenameFlags::EXCHANGE)?;
-                rustix::fs::unlinkat(from, name, AtFlags::empty())?;
+                set_times(to, new_name, &before)?;
+                if step == Step::ExchangeAndDropWhiteout {
+                    rustix::fs::unlinkat(from, name, AtFlags::empty())?;
+                }
             }
         }
         if !upper.work.device_whiteouts && slot == Slot::Nothing {
@@ -614,6 +617,9 @@ impl Overlay {
         shown: Option<u32>,
     ) -> Result<Option<Arc<Node>>, Errno> {
         self.after_unlink(upper, place.index(), found, shown)?;
+        if shown.is_some_and(|n| n <= 1) {
+            place.extra_mut().index = None;
+        }
         if !is_at(place, to.parent, to.name) {
             place.removed |= shown == Some(1);
             return Ok(None);
@@ -623,6 +629,7 @@ impl Overlay {
             None => self.names_left(victim.id, found),
         };
         place.removed = left == 0;
+        place.upper_alias = false;
         Ok(place.parent.take())
     }
 }

@@ -122,6 +122,12 @@ pub const DEVIATIONS: &[Deviation] = &[
         applies: |_| false,
     },
     Deviation {
+        name: "truncate-in-place",
+        who: Who::Rovl,
+        why: "truncate(2), not ftruncate(2), to the size that a file has: with the writeback cache FUSE tells of no time, and the kernel shows its own: never done",
+        applies: |_| false,
+    },
+    Deviation {
         name: "chown-to-nobody",
         who: Who::Rovl,
         why: "chown(-1, -1) takes set-id bits away, but FUSE sends nothing that says so: never generated",

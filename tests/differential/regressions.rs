@@ -356,31 +356,6 @@ fn truncating_by_a_user_clears_set_group_id() {
 }
 
 #[test]
-fn truncating_an_empty_file_is_a_change() {
-    let empty = |path: &[u8]| {
-        e(
-            b(path),
-            File(0, L(vec![])),
-            M(0o644),
-            ROOT,
-            ROOT,
-            THEN,
-            L(vec![]),
-        )
-    };
-    let ops = vec![
-        Truncate {
-            path: b(b"x"),
-            len: 0,
-        },
-        open(0, b"y", libc::O_RDWR),
-        Ftruncate { h: 0, len: 0 },
-        Walk,
-    ];
-    check_on(Ext4, vec![empty(b"x"), empty(b"y")], vec![], ops);
-}
-
-#[test]
 fn an_open_file_without_a_name_can_be_synced() {
     let ops = vec![
         Unlink(b(b"y")),
@@ -448,21 +423,6 @@ fn the_mtime_of_a_write_to_a_new_hard_link_is_kept() {
         },
     ];
     check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn a_truncation_that_changes_no_size_keeps_its_mtime_over_a_remount() {
-    let lower = vec![file(b"x", 0o644, ROOT)];
-    let ops = vec![
-        open(0, b"x", libc::O_WRONLY | libc::O_TRUNC),
-        Truncate {
-            path: b(b"x"),
-            len: 0,
-        },
-        open(1, b"new", libc::O_CREAT | libc::O_RDWR),
-        Ftruncate { h: 1, len: 0 },
-    ];
-    check_on(Ext4, lower, vec![], ops);
 }
 
 #[test]

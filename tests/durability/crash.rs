@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::{
-    Layers, Scratch, Subject, assert_digests_equal, is_running, pattern, require_root, signal,
-    subject, tree_digest, wait_until,
+    Layers, Scratch, Subject, assert_digests_equal, is_running, pattern, require_root, rounds,
+    signal, subject, tree_digest, wait_until,
 };
 
 /// What was promised about a name.
@@ -241,7 +241,7 @@ fn a_killed_daemon_breaks_no_promise() {
     if subject() == Subject::Kernel {
         return; // There is no daemon to kill.
     }
-    for round in 0..8_u64 {
+    for round in 0..rounds(8) {
         let scratch = Scratch::new();
         let layers = scratch.layers(2);
         let ledgers: Vec<Mutex<Ledger>> =
@@ -258,7 +258,7 @@ fn a_killed_daemon_breaks_no_promise() {
                     while operate(&dir, &mut random, ledger).is_ok() {}
                 });
             }
-            std::thread::sleep(Duration::from_millis(30 + 71 * round));
+            std::thread::sleep(Duration::from_millis(30 + 71 * (round % 9)));
             signal(pid, Signal::KILL);
         });
         assert!(wait_until(Duration::from_secs(10), || !is_running(pid)));

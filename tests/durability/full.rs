@@ -3,11 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use crate::support::files::{close, drop_caches, open_rw, tree_usage, write_solid};
 use crate::support::{
     Layers, LoopFs, Mounted, Scratch, assert_digests_equal, errno, pattern, require_root, subject,
-    tree_digest,
+    tree_digest, wait_until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -48,6 +49,14 @@ fn write_until_full(path: &std::path::Path, limit: u64) -> (u64, Option<i32>) {
     (taken, error.or(synced).or(closed))
 }
 
+/// Writes a file and looks at each error that there can be.
+fn write_synced(path: &std::path::Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    close(file)
+}
+
 /// Whoever writes on a full disk is told so, by write, fsync or close; and when space is freed the
 /// mount goes on.
 #[test]
@@ -73,11 +82,11 @@ fn a_full_disk_is_reported_and_survived() {
         // A full disk must let go of what is on it.
         fs::remove_file(mounted.path("big")).unwrap_or_else(|e| panic!("{kind}: rm: {e}"));
         let whole = pattern(9, 2 << 20);
-        fs::write(mounted.path("after"), &whole).unwrap();
-        File::open(mounted.path("after"))
-            .unwrap()
-            .sync_all()
-            .unwrap();
+        // FUSE tells of the last close a moment later: until then the space is taken.
+        let written = wait_until(Duration::from_secs(20), || {
+            write_synced(&mounted.path("after"), &whole).is_ok()
+        });
+        assert!(written, "{kind}: no space after rm");
         fs::write(mounted.path("lower"), "changed").unwrap();
         mounted.remount();
         assert!(fs::read(mounted.path("after")).unwrap() == whole, "{kind}");

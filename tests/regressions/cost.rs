@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,48 +33,58 @@ fn creating_a_file_costs_the_same_in_a_big_directory() {
     require_root();
     let scratch = Scratch::new();
     let layers = layers_with_big_directories(&scratch);
-    let mounted = subject().mount(&layers, &[]);
+    let mut mounted = subject().mount(&layers, &[]);
     for prefix in ["lower", "upper"] {
-        let (small, big) = (
-            mounted.path(format!("{prefix}-10")),
-            mounted.path(format!("{prefix}-100000")),
-        );
+        let names = [10, 100_000].map(|count| format!("{prefix}-{count}"));
+        let merged = names.each_ref().map(|name| mounted.path(name));
         if let Some(pid) = mounted.daemon_pid() {
-            let [few, many] = [&small, &big].map(|dir| {
-                let trace = Trace::attach(pid, "all");
-                for i in 0..20 {
-                    File::create_new(dir.join(format!("counted-{i}"))).unwrap();
-                }
-                trace.finish().len()
-            });
+            let [few, many] = merged.each_ref().map(|dir| count_calls(pid, dir));
             assert!(
                 many <= 2 * few,
                 "20 creates in {prefix}: {few} system calls among 10 entries, {many} among 100,000"
             );
         }
-        let bare = |count: usize| {
-            let dir = scratch.join(format!("bare-{prefix}-{count}"));
-            // A directory of the lower has a new, small one in upper.
-            fill(&dir, if prefix == "upper" { count } else { 10 });
-            dir
-        };
-        let [few, many, bare_few, bare_many] = medians([&small, &big, &bare(10), &bare(100_000)]);
-        // What upper's file system takes longer for is not the overlay's cost.
-        let (own, own_many) = (few, many.saturating_sub(bare_many.saturating_sub(bare_few)));
-        assert!(
-            own_many <= 2 * own + Duration::from_micros(50),
-            "a create in {prefix}: {few:?} among 10 entries, {many:?} among 100,000 \
-             (in a bare directory {bare_few:?} and {bare_many:?})"
-        );
+        let tries: Vec<_> = (0..3).map(|i| medians(&merged, &format!("m{i}"))).collect();
+        // The same directories without the overlay: what they take longer for is not its cost.
+        mounted = unmounted(mounted, || {
+            let upper = names.each_ref().map(|name| layers.upper.join(name));
+            let own = medians(&upper, "native");
+            let independent = |[few, many]: &[Duration; 2]| {
+                many.saturating_sub(own[1].saturating_sub(own[0]))
+                    <= 2 * *few + Duration::from_micros(50)
+            };
+            assert!(
+                tries.iter().any(independent),
+                "creates in {prefix} among 10 and among 100,000 entries: {tries:?}, \
+                 without the overlay: {own:?}"
+            );
+        });
     }
 }
 
-/// Median times of a create in each directory, measured in turns, so that noise meets all.
-fn medians(dirs: [&Path; 4]) -> [Duration; 4] {
-    let mut times = [const { Vec::new() }; 4];
+/// The system calls of the daemon for 20 creates.
+fn count_calls(pid: u32, dir: &Path) -> usize {
+    let trace = Trace::attach(pid, "all");
+    for i in 0..20 {
+        File::create_new(dir.join(format!("counted-{i}"))).unwrap();
+    }
+    trace.finish().len()
+}
+
+/// Does something between an unmount and the next mount.
+fn unmounted(mounted: Mounted, action: impl FnOnce()) -> Mounted {
+    let layers = mounted.layers().clone();
+    mounted.unmount();
+    action();
+    subject().mount(&layers, &[])
+}
+
+/// Median times of a create in two directories, measured in turns, so that noise meets both.
+fn medians(dirs: &[PathBuf; 2], prefix: &str) -> [Duration; 2] {
+    let mut times = [const { Vec::new() }; 2];
     for i in 0..301 {
-        for (dir, times) in dirs.into_iter().zip(&mut times) {
-            let path = dir.join(format!("timed-{i}"));
+        for (dir, times) in dirs.iter().zip(&mut times) {
+            let path = dir.join(format!("{prefix}-{i}"));
             let start = Instant::now();
             File::create_new(path).unwrap();
             times.push(start.elapsed());
@@ -192,12 +202,14 @@ fn forgotten_nodes_are_freed() {
     let mut memory = Vec::new();
     for tree in ["a", "b", "c"] {
         assert_eq!(walk(&mounted.path(tree)), 50_100);
+        let dir = mounted.path(tree).join("dir-7");
+        let open: Vec<File> = (0..300)
+            .map(|i| File::open(dir.join(format!("entry-{i}"))).unwrap())
+            .collect();
         if let Some(full) = nodes(&mounted) {
-            assert!(
-                full >= 1000,
-                "{full} nodes after a walk: what do they count?"
-            );
+            assert!(full >= 300, "{full} nodes, and 300 files are open");
         }
+        drop(open);
         let near_baseline = || {
             nodes(&mounted)
                 .zip(baseline)

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::files::{drop_caches, ino, nlink, open_rw};
+use rustix::fs::RenameFlags;
+
+use crate::support::files::{drop_caches, ino, nlink, open_rw, rename_with};
 use crate::support::{Layers, LoopFs, Mounted, Scratch, Subject, require_root, subject};
 
 /// The kernel gives inode numbers that last over several file systems with xino only.
@@ -100,6 +102,77 @@ fn lower_hard_links_stay_together() {
     assert_eq!(fs::read(layers.lower().join("a")).unwrap(), b"linked");
 }
 
+/// One name of a lower hard link was written, and so copied up; the others have no place in upper
+/// yet. Each operation on such a name works at once, without a look at it before.
+#[test]
+fn a_name_of_a_copied_up_hard_link_can_be_changed() {
+    require_root();
+    type Operation = fn(&Path) -> std::io::Result<()>;
+    let operations: [(&str, Operation, &[&str]); 7] = [
+        (
+            "rename",
+            |r| fs::rename(r.join("dir/c"), r.join("x")),
+            &["a", "b", "x", "dir/d"],
+        ),
+        (
+            "rename over a file",
+            |r| fs::rename(r.join("dir/c"), r.join("other")),
+            &["a", "b", "other", "dir/d"],
+        ),
+        (
+            "rename onto another name",
+            |r| fs::rename(r.join("dir/c"), r.join("a")),
+            &["a", "b", "dir/c", "dir/d"],
+        ),
+        (
+            "exchange",
+            |r| rename_with(&r.join("dir/c"), &r.join("other"), RenameFlags::EXCHANGE),
+            &["a", "b", "other", "dir/d"],
+        ),
+        (
+            "link",
+            |r| fs::hard_link(r.join("dir/c"), r.join("x")),
+            &["a", "b", "dir/c", "dir/d", "x"],
+        ),
+        (
+            "unlink",
+            |r| fs::remove_file(r.join("dir/c")),
+            &["a", "b", "dir/d"],
+        ),
+        (
+            "being renamed over",
+            |r| fs::rename(r.join("other"), r.join("dir/c")),
+            &["a", "b", "dir/d"],
+        ),
+    ];
+    for (what, operation, names) in operations {
+        for looked_up in [false, true] {
+            let scratch = Scratch::new();
+            let layers = scratch.layers(1);
+            make_links(layers.lower());
+            fs::write(layers.lower().join("other"), "other").unwrap();
+            let mut mounted = subject().mount(&layers, &[]);
+            let original = ino(&mounted.path("b"));
+            fs::write(mounted.path("b"), "changed").unwrap();
+            mounted.remount();
+            if looked_up {
+                assert_eq!(fs::read(mounted.path("dir/c")).unwrap(), b"changed");
+            }
+            operation(mounted.root()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for _ in 0..2 {
+                for name in names {
+                    let path = mounted.path(name);
+                    let what = format!("{name} after {what}, looked up before: {looked_up}");
+                    assert_eq!(fs::read(&path).unwrap(), b"changed", "{what}");
+                    assert_eq!(nlink(&path), names.len() as u64, "nlink of {what}");
+                    assert_eq!(ino(&path), original, "ino of {what}");
+                }
+                mounted.remount();
+            }
+        }
+    }
+}
+
 /// Unlinking names of a lower hard link, with no copy-up before, counts down too.
 #[test]
 fn unlinking_names_of_a_lower_hard_link_counts_down() {
@@ -119,11 +192,28 @@ fn unlinking_names_of_a_lower_hard_link_counts_down() {
         assert_eq!(held.metadata().unwrap().nlink(), left, "fstat");
     }
     drop(held);
-    mounted.remount();
-    assert_eq!(nlink(&mounted.path("dir/d")), 1, "after a remount");
     fs::remove_file(mounted.path("dir/d")).unwrap();
     mounted.remount();
     assert_eq!(fs::read_dir(mounted.path("dir")).unwrap().count(), 0);
+}
+
+/// What was counted down stays so over a remount. (The kernel copies the file up for it.)
+#[test]
+fn the_link_count_of_a_partly_removed_lower_hard_link_lasts() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    make_links(layers.lower());
+    let mut mounted = subject().mount(&layers, &[]);
+    fs::remove_file(mounted.path("a")).unwrap();
+    fs::rename(mounted.path("b"), mounted.path("dir/c")).unwrap();
+    mounted.remount();
+    // POSIX: a rename onto another name of the same inode does nothing.
+    assert_eq!(nlink(&mounted.path("dir/d")), 3);
+    fs::remove_file(mounted.path("b")).unwrap();
+    fs::remove_file(mounted.path("dir/c")).unwrap();
+    mounted.remount();
+    assert_eq!(nlink(&mounted.path("dir/d")), 1);
 }
 
 /// A tree with all kinds in each lower and in the upper; returns the paths.

@@ -116,7 +116,9 @@ fn times_beyond_all_sense_do_not_end_the_daemon() {
                 }
                 assert_eq!(threads(&mounted), all_threads, "{what}: a thread ended");
                 let upper = layers.upper.join(name);
-                if upper.symlink_metadata().is_ok() {
+                // Where ext4 clamps, the kernel may go on showing what was asked for.
+                let held = (i64::from(i32::MIN)..1 << 33).contains(&seconds);
+                if held && upper.symlink_metadata().is_ok() {
                     assert_eq!(
                         times(&mounted.path(name)).1,
                         times(&upper).1,

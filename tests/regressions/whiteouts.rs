@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, RenameFlags};
 
 use crate::support::files::{mknod, rename_with};
-use crate::support::{Scratch, Subject, Trace, errno, require_root, subject, tree_digest};
+use crate::support::{Scratch, Subject, Trace, errno, require_root, rounds, subject, tree_digest};
 
 /// A way to make a name appear: `(root, name)`.
 type Creation = fn(&Path, &str) -> std::io::Result<()>;
@@ -179,7 +179,7 @@ fn a_rename_and_its_whiteout_are_one_step() {
         return; // There is no daemon to kill.
     }
     const FILES: usize = 400;
-    for round in 0..6_u64 {
+    for round in 0..rounds(6) {
         let scratch = Scratch::new();
         let layers = scratch.layers(1);
         fs::create_dir(layers.lower().join("to")).unwrap();
@@ -197,7 +197,7 @@ fn a_rename_and_its_whiteout_are_one_step() {
                     }
                 }
             });
-            std::thread::sleep(Duration::from_millis(10 + 17 * round));
+            std::thread::sleep(Duration::from_millis(10 + 17 * (round % 8)));
             mounted.kill_daemon();
             stop.store(true, Ordering::Relaxed);
         });

@@ -4,7 +4,7 @@
 //! A test crate takes it in with `mod support;`. `ROVL_TEST_SUBJECT` says what gets mounted: unset
 //! or `rovl`, `kernel` (overlayfs, the oracle), or the path of a fuse-overlayfs (a peer).
 //! `ROVL_TEST_OPTIONS` (comma-separated) is added to the options of each mount of the subject, to
-//! run the same tests over another data path.
+//! run the same tests over another data path; `ROVL_TEST_ROUNDS` repeats tests with chance in them.
 
 // Each test crate compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_imports, unreachable_pub)]
@@ -145,9 +145,18 @@ pub fn within<T: Send + 'static>(
 
 /// The option sets that choose each data path of the subject: the default first.
 pub fn data_paths() -> Vec<Vec<&'static str>> {
+    let chosen = std::env::var_os("ROVL_TEST_OPTIONS").is_some_and(|o| !o.is_empty());
     match subject() {
-        Subject::Rovl => vec![vec![], vec!["passthrough=on"], vec!["writeback=on"]],
+        Subject::Rovl if !chosen => vec![vec![], vec!["passthrough=on"], vec!["writeback=on"]],
         _ => vec![vec![]],
+    }
+}
+
+/// How often a test with chance in it runs: `usual` times, or `ROVL_TEST_ROUNDS` times.
+pub fn rounds(usual: u64) -> u64 {
+    match std::env::var("ROVL_TEST_ROUNDS") {
+        Ok(number) => number.parse().expect("ROVL_TEST_ROUNDS is a number"),
+        Err(_) => usual,
     }
 }
 
