@@ -608,3 +608,90 @@ fn a_file_whose_set_ids_a_write_has_cleared_may_be_linked() {
     ];
     check_on(Ext4, vec![dir(b"d", 0o777), x], vec![], ops);
 }
+
+#[test]
+fn an_open_hard_link_without_names_takes_an_xattr() {
+    let ops = vec![
+        Utimens {
+            path: b(b"y"),
+            atime: Tm::Omit,
+            mtime: Tm::Now,
+            follow: true,
+        },
+        open(0, b"x", libc::O_WRONLY),
+        Unlink(b(b"y")),
+        Unlink(b(b"x")),
+        Fsetxattr {
+            h: 0,
+            name: b(b"user.one"),
+            value: b(b"1"),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_without_names_is_read_after_renames_around_it() {
+    let ops = vec![
+        Rename {
+            from: b(b"y"),
+            to: b(b"d/z"),
+            how: RnPlain,
+        },
+        Rename {
+            from: b(b"d"),
+            to: b(b"e"),
+            how: RnPlain,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+        Unlink(b(b"e/z")),
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"x")),
+        Read { h: 0, len: 569 },
+        Fstat(0),
+        Fchmod {
+            h: 0,
+            mode: M(0o600),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_capability_outlives_cached_writes_that_came_before_it() {
+    let ops = vec![
+        open(0, b"x", libc::O_WRONLY | libc::O_CREAT),
+        Write {
+            h: 0,
+            len: 4096,
+            seed: 138,
+        },
+        Fsetxattr {
+            h: 0,
+            name: b(b"security.capability"),
+            value: capability(),
+        },
+    ];
+    check_on(Ext4, vec![], vec![], ops);
+}
+
+#[test]
+fn chown_of_a_lower_file_by_its_owner_clears_set_group_id() {
+    let ops = vec![
+        As(2),
+        Chown {
+            path: b(b"x"),
+            uid: 1001,
+            gid: 1001,
+            follow: true,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+    ];
+    check_on(Ext4, vec![file(b"x", 0o2644, 1001)], vec![], ops);
+}
