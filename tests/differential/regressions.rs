@@ -1,6 +1,6 @@
 //! Cases that the property test found and shrank, each named after what was wrong.
 
-use super::layers::capability;
+use super::layers::{acl, capability};
 use super::model::Disk::{Ext4, Tmpfs};
 use super::model::Fa::{FaPlain, FaPunch, FaZero};
 use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
@@ -520,4 +520,178 @@ fn the_mtime_of_a_file_made_over_a_whiteout_survives_a_remount() {
         vec![],
         ops,
     );
+}
+
+#[test]
+fn a_mapping_of_a_hard_link_without_names_is_read() {
+    let ops = vec![
+        Stat {
+            path: b(b"y"),
+            follow: false,
+        },
+        Put {
+            path: b(b"x"),
+            flags: O(libc::O_WRONLY),
+            mode: M(0),
+            off: 0,
+            len: 155,
+            seed: 90,
+        },
+        Unlink(b(b"y")),
+        open(0, b"x", libc::O_RDONLY),
+        MmapKeep { h: 0, m: 0 },
+        Close(0),
+        Unlink(b(b"x")),
+        MmapRead(0),
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn chown_by_an_owner_outside_the_group_clears_set_group_id() {
+    let put = Put {
+        path: b(b"x"),
+        flags: O(libc::O_WRONLY | libc::O_CREAT),
+        mode: M(0o2644),
+        off: 0,
+        len: 1,
+        seed: 1,
+    };
+    let ops = vec![
+        put,
+        Chown {
+            path: b(b"x"),
+            uid: 1001,
+            gid: 2000,
+            follow: true,
+        },
+        Chmod {
+            path: b(b"x"),
+            mode: M(0o2644),
+        },
+        As(2),
+        Chown {
+            path: b(b"x"),
+            uid: u32::MAX,
+            gid: 1001,
+            follow: true,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+    ];
+    check_on(Ext4, vec![], vec![], ops);
+}
+
+#[test]
+fn a_file_whose_set_ids_a_write_has_cleared_may_be_linked() {
+    let mut x = file(b"x", 0o6711, ROOT);
+    x.xattrs = L(vec![(
+        b(b"system.posix_acl_access"),
+        acl(7, (1001, 7), 1, 7, 1),
+    )]);
+    let ops = vec![
+        As(2),
+        open(0, b"x", libc::O_RDWR),
+        Pwrite {
+            h: 0,
+            off: 4096,
+            len: 40_000,
+            seed: 199,
+        },
+        Link {
+            from: b(b"x"),
+            to: b(b"d/x"),
+            follow: false,
+        },
+    ];
+    check_on(Ext4, vec![dir(b"d", 0o777), x], vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_without_names_takes_an_xattr() {
+    let ops = vec![
+        Utimens {
+            path: b(b"y"),
+            atime: Tm::Omit,
+            mtime: Tm::Now,
+            follow: true,
+        },
+        open(0, b"x", libc::O_WRONLY),
+        Unlink(b(b"y")),
+        Unlink(b(b"x")),
+        Fsetxattr {
+            h: 0,
+            name: b(b"user.one"),
+            value: b(b"1"),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn an_open_hard_link_without_names_is_read_after_renames_around_it() {
+    let ops = vec![
+        Rename {
+            from: b(b"y"),
+            to: b(b"d/z"),
+            how: RnPlain,
+        },
+        Rename {
+            from: b(b"d"),
+            to: b(b"e"),
+            how: RnPlain,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+        Unlink(b(b"e/z")),
+        open(0, b"x", libc::O_RDWR),
+        Unlink(b(b"x")),
+        Read { h: 0, len: 569 },
+        Fstat(0),
+        Fchmod {
+            h: 0,
+            mode: M(0o600),
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops);
+}
+
+#[test]
+fn a_capability_outlives_cached_writes_that_came_before_it() {
+    let ops = vec![
+        open(0, b"x", libc::O_WRONLY | libc::O_CREAT),
+        Write {
+            h: 0,
+            len: 4096,
+            seed: 138,
+        },
+        Fsetxattr {
+            h: 0,
+            name: b(b"security.capability"),
+            value: capability(),
+        },
+    ];
+    check_on(Ext4, vec![], vec![], ops);
+}
+
+#[test]
+fn chown_of_a_lower_file_by_its_owner_clears_set_group_id() {
+    let ops = vec![
+        As(2),
+        Chown {
+            path: b(b"x"),
+            uid: 1001,
+            gid: 1001,
+            follow: true,
+        },
+        Stat {
+            path: b(b"x"),
+            follow: true,
+        },
+    ];
+    check_on(Ext4, vec![file(b"x", 0o2644, 1001)], vec![], ops);
 }
