@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((session.max_write, session.threads), (MAX_WRITE, 4));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,passthrough=on")
+            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
                 .session
                 .writeback
         );

@@ -82,7 +82,7 @@ impl fuser::Filesystem for Filesystem {
                 keep_mtime: self.options.writeback,
             };
             // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
-            let drops = size.is_some() && req.uid() != 0;
+            let drops = (size.is_some() || uid.is_some() || gid.is_some()) && req.uid() != 0;
             let done = Filesystem::unprivileged(req, drops, |unprivileged| {
                 self.overlay.setattr(ino.0, &set, unprivileged)
             });

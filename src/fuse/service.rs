@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(super) struct Filesystem {
     pub ttl: Duration,
     /// Set once the session stands.
     pub notifier: Arc<OnceLock<fuser::Notifier>>,
+    /// Threads that make the kernel forget failed writes.
+    forgetting: Arc<AtomicUsize>,
     counts: RequestCounts,
     started: Instant,
 }
@@ -51,6 +54,7 @@ impl Filesystem {
         let counts = RequestCounts::new();
         Filesystem {
             notifier: Arc::default(),
+            forgetting: Arc::default(),
             overlay,
             options,
             ttl,
@@ -173,20 +177,31 @@ impl Filesystem {
         let Some(notifier) = self.notifier.get().cloned() else {
             return;
         };
+        // Each waits for locks of the kernel's; a client that fails all the time must not pile them
+        // up. Those left out keep showing what was not stored until the kernel drops it.
+        const AT_ONCE: usize = 4;
+        let running = Arc::clone(&self.forgetting);
+        if running.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
+            running.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
         let name = self.overlay.name_of(ino);
+        let done = Arc::clone(&running);
         let forget = move || {
-            let mut done = notifier.inval_inode(INodeNo(ino), 0, 0);
+            let mut result = notifier.inval_inode(INodeNo(ino), 0, 0);
             if let Some((parent, name)) = name {
-                done = done.and(notifier.inval_entry(INodeNo(parent), &name));
+                result = result.and(notifier.inval_entry(INodeNo(parent), &name));
             }
-            if let Err(e) = done {
+            if let Err(e) = result {
                 tracing::debug!(ino, "the cache of a failed write stays: {e}");
             }
+            running.fetch_sub(1, Ordering::AcqRel);
         };
         if let Err(e) = std::thread::Builder::new()
             .name("forget".into())
             .spawn(forget)
         {
+            done.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!("no thread to forget a failed write: {e}");
         }
     }

@@ -125,10 +125,14 @@ impl Overlay {
             };
             self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.clear_suidgid(fd.as_fd(), OsStr::new(""), unprivileged)?;
             self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
+            let chown = set.uid.is_some() || set.gid.is_some();
+            if chown && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
+                self.clear_suidgid(dir, name, unprivileged)?;
+            }
             self.set_owner_and_mode(dir, name, set)?;
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
             match (atime, set.mtime) {
@@ -185,20 +189,21 @@ impl Overlay {
     /// takes away (`setattr_should_drop_suidgid`).
     pub(crate) fn clear_suidgid(
         &self,
-        fd: BorrowedFd<'_>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
         unprivileged: Unprivileged<'_>,
     ) -> Result<(), Errno> {
         let Some(in_group) = unprivileged else {
             return Ok(());
         };
-        let st = self.shown_at(fd, OsStr::new(""))?;
+        let st = self.shown_at(dir, name)?;
         let mode = u32::from(st.stx_mode) & 0o7777;
         let mut kept = mode & !0o4000;
         if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(self.ids.shown_gid(st.stx_gid))) {
             kept &= !0o2000;
         }
         if kept != mode {
-            self.set_owner_and_mode(fd, OsStr::new(""), &SetAttr::mode(kept))?;
+            self.set_owner_and_mode(dir, name, &SetAttr::mode(kept))?;
         }
         Ok(())
     }

@@ -585,31 +585,6 @@ fn chown_by_an_owner_outside_the_group_clears_set_group_id() {
 }
 
 #[test]
-fn a_file_whose_set_ids_a_write_has_cleared_may_be_linked() {
-    let mut x = file(b"x", 0o6711, ROOT);
-    x.xattrs = L(vec![(
-        b(b"system.posix_acl_access"),
-        acl(7, (1001, 7), 1, 7, 1),
-    )]);
-    let ops = vec![
-        As(2),
-        open(0, b"x", libc::O_RDWR),
-        Pwrite {
-            h: 0,
-            off: 4096,
-            len: 40_000,
-            seed: 199,
-        },
-        Link {
-            from: b(b"x"),
-            to: b(b"d/x"),
-            follow: false,
-        },
-    ];
-    check_on(Ext4, vec![dir(b"d", 0o777), x], vec![], ops);
-}
-
-#[test]
 fn an_open_hard_link_without_names_takes_an_xattr() {
     let ops = vec![
         Utimens {

@@ -102,6 +102,10 @@ const CONFLICTS: &[Conflict] = &[
     },
 ];
 
+fn passes_through(options: &MountOptions) -> bool {
+    options.passthrough == Some(Passthrough::On)
+}
+
 fn makes_metacopies(options: &MountOptions) -> bool {
     options.metacopy == Some(true)
 }
@@ -149,6 +153,7 @@ const MISSING: &[Missing] = &[
     (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
     (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
     (makes_metacopies, "metacopy=on", "data is copied up with the attributes", Weight::Harmless),
+    (passes_through, "passthrough=on", "file data goes through the daemon", Weight::Harmless),
     (|o| o.uuid_on, "uuid=on", "statfs shows an id of this mount only", Weight::Harmless),
 ];
 
@@ -175,6 +180,7 @@ pub fn implemented(
     }
     options.metacopy = options.metacopy.map(|_| false);
     options.uuid_on = false;
+    options.passthrough = None;
     Ok(())
 }
 

@@ -108,7 +108,9 @@ fn each_option_sets_what_it_is_named_after() {
         ("passthrough=auto", |o| {
             o.passthrough = Some(Passthrough::Auto)
         }),
-        ("passthrough=on", |o| o.passthrough = Some(Passthrough::On)),
+        ("passthrough=off", |o| {
+            o.passthrough = Some(Passthrough::Off)
+        }),
         ("max_write=131072", |o| o.max_write = Some(131_072)),
         ("max_read=65536", |o| o.max_read = Some(65_536)),
         ("debug", |o| o.debug = true),
