@@ -180,7 +180,7 @@ pub fn implemented(
     }
     options.metacopy = options.metacopy.map(|_| false);
     options.uuid_on = false;
-    options.passthrough = None;
+    options.passthrough = options.passthrough.filter(|p| *p != Passthrough::On);
     Ok(())
 }
 
