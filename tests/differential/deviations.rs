@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::driver::{MAPS, SLOTS, slot_of};
-use super::model::Op;
+use super::model::{Op, Sk};
 use super::outcome::Outcome;
 use super::tree::{Item, When};
 
@@ -95,6 +95,22 @@ pub const DEVIATIONS: &[Deviation] = &[
         who: Who::Kernel,
         why: "a lower file unlinked while open: nlink stays, and it can't be copied up any more (EEXIST)",
         applies: |seen| seen.deleted && slot_of(seen.op).is_some(),
+    },
+    Deviation {
+        name: "hole-layout",
+        who: Who::Both,
+        why: "SEEK_DATA finds data or none: a copy may have other holes than its original",
+        applies: |seen| {
+            let possible = |o: &Outcome| matches!(o, Outcome::Done | Outcome::Failed(Errno::NXIO));
+            let data = matches!(
+                seen.op,
+                Op::Seek {
+                    to: Sk::SkData(_),
+                    ..
+                }
+            );
+            data && possible(seen.got) && possible(seen.want)
+        },
     },
     Deviation {
         name: "acl-remove-absent",

@@ -441,6 +441,8 @@ pub enum Disk {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Case {
     pub disk: Disk,
+    /// Mount options of rovl, each with a comma before it.
+    pub options: &'static str,
     /// Top to bottom.
     pub lowers: Vec<Vec<Entry>>,
     /// What the kernel's overlayfs does to make the upper that the test starts from.
@@ -452,8 +454,8 @@ impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Case {{\n    disk: Disk::{:?},\n    lowers: vec![",
-            self.disk
+            "Case {{\n    disk: Disk::{:?},\n    options: {:?},\n    lowers: vec![",
+            self.disk, self.options
         )?;
         for layer in &self.lowers {
             writeln!(f, "        vec![")?;

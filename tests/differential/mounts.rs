@@ -108,12 +108,15 @@ pub fn bind(from: &Path, to: &Path) -> Made<Mounted> {
 }
 
 /// Mounts the subject.
-pub fn subject(subject: &Subject, dirs: &Dirs) -> Made<Mounted> {
+pub fn subject(subject: &Subject, dirs: &Dirs, extra: &str) -> Made<Mounted> {
     let mut command = match subject {
         Subject::Kernel => return kernel(dirs),
         Subject::Rovl(path) => {
             let mut command = Command::new(path);
-            command.args(["mount", "-o", "nosuid,nodev"]);
+            command
+                .arg("mount")
+                .arg("-o")
+                .arg(format!("nosuid,nodev{extra}"));
             command
         }
         Subject::Program(path) => Command::new(path),

@@ -36,6 +36,7 @@ pub fn layers(rng: &mut Rng, disk: Disk) -> Case {
     }
     Case {
         disk,
+        options: "",
         lowers,
         before: Vec::new(),
         ops: Vec::new(),

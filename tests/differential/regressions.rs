@@ -33,6 +33,7 @@ fn check_on(disk: Disk, lower: Vec<Entry>, before: Vec<Op>, ops: Vec<Op>) {
     let lowers = vec![[vec![dir(b"", 0o755)], lower].concat()];
     check(Case {
         disk,
+        options: "",
         lowers,
         before,
         ops,

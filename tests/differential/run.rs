@@ -47,6 +47,7 @@ pub fn run(
         place: &place,
         t0,
         disk: case.disk,
+        options: case.options,
         ids: Ids::default(),
     };
     test.whole(case, source)?;
@@ -86,6 +87,7 @@ struct Test<'a> {
     place: &'a Place,
     t0: i64,
     disk: Disk,
+    options: &'static str,
     ids: Ids,
 }
 
@@ -253,7 +255,7 @@ impl Test<'_> {
             segments
         } {
             let failed = |text| Failure::new("mount", text);
-            let mounted = mounts::subject(self.subject, dirs).map_err(failed)?;
+            let mounted = mounts::subject(self.subject, dirs, self.options).map_err(failed)?;
             let progress = Arc::new(AtomicUsize::new(0));
             let (mine, reached) = (segment.to_vec(), Arc::clone(&progress));
             let run = in_tree(
@@ -369,7 +371,7 @@ impl Test<'_> {
                 self.subject
             };
             let class = if by_kernel { "by-kernel" } else { "remount" };
-            let mounted = mounts::subject(who, dirs)
+            let mounted = mounts::subject(who, dirs, self.options)
                 .map_err(|text| Failure::new(class, format!("{stage}: {text}")))?;
             let role = role_of(who);
             let tree = setup(in_tree(&dirs.merged, role, self.t0, PATIENCE, Driver::tree))?
