@@ -21,16 +21,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Mount options of rovl that change how it serves, not what.
-const OPTIONS: [&str; 8] = [
-    "",
-    "",
-    "",
-    "",
-    "",
-    ",writeback=0",
-    ",timeout=0",
-    ",passthrough=on",
-];
+const OPTIONS: [&str; 8] = ["", "", "", "", "", ",writeback=0", ",timeout=0"];
 
 /// One sequence; the text of its failure if it fails.
 fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<String> {
