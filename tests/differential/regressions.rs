@@ -1,6 +1,6 @@
 //! Cases that the property test found and shrank, each named after what was wrong.
 
-use super::layers::{acl, capability};
+use super::layers::capability;
 use super::model::Disk::{Ext4, Tmpfs};
 use super::model::Fa::{FaPlain, FaPunch, FaZero};
 use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
