@@ -316,10 +316,10 @@ fn options_that_are_unknown_wrong_or_in_conflict() {
         ),
         ("nfs_export=on,metacopy=on", &["conflicting options"]),
         (
-            "uidmapping=0:1000:1",
-            &["'uidmapping' is not implemented", "wrong owners"],
+            "metacopy=on",
+            &["'metacopy=on' is not implemented", "data is copied up"],
         ),
-        ("squash_to_root", &["not implemented"]),
+        ("passthrough=on", &["not implemented"]),
         ("lowerdir=lower1", &["--lower and -o lowerdir= both given"]),
     ];
     for (options, expected) in rows {

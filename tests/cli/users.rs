@@ -57,9 +57,9 @@ fn a_user_namespace_mounts_without_help() {
         &["unshare", "-Urm"],
         "$ROVL mount --lower lower0:lower1 --upper upper --work work merged
          cat merged/file
-         grep -o 'fuse.rovl rovl.*' /proc/self/mountinfo
+         grep \"$PWD/merged \" /proc/self/mountinfo | grep -o 'fuse.rovl rovl.*'
          $ROVL umount merged
-         ! grep rovl-test /proc/self/mountinfo | grep fuse.rovl",
+         ! grep \"$PWD/merged \" /proc/self/mountinfo | grep fuse.rovl",
     );
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(
@@ -78,7 +78,7 @@ fn a_daemon_in_a_user_namespace_ends_by_a_signal_too() {
         "$ROVL mount --lower lower0:lower1 --upper upper --work work merged
          pid=$($ROVL stat --json merged | grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*')
          kill $pid
-         for i in $(seq 100); do grep -q fuse.rovl /proc/self/mountinfo || exit 0; sleep 0.05; done
+         for i in $(seq 100); do grep -q \"$PWD/merged .*fuse.rovl\" /proc/self/mountinfo || exit 0; sleep 0.05; done
          exit 1",
     );
     assert_eq!(said.code, Some(0), "{said:?}");
