@@ -387,6 +387,7 @@ impl Overlay {
         st: Statx,
         _dir: &DirPart,
     ) -> Result<Found, Errno> {
+        self.refuse_metacopy(fd, name, &st)?;
         let mut identity = (dev_of(&st), st.stx_ino);
         let mut index = None;
         if let Some(origin) = self.origin_of(fd, name)? {
@@ -404,6 +405,18 @@ impl Overlay {
             identity,
             what: FoundKind::Other { lower: None, index },
         })
+    }
+
+    /// A file with attributes only, whose data is further below, must not be shown as the zeros
+    /// that it holds. The kernel without `metacopy=on` gives the same error.
+    fn refuse_metacopy(&self, fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
+        if !is_file(st) || st.stx_size == 0 {
+            return Ok(());
+        }
+        match xattr::has_at(fd, name, self.ns.key(OverlayKey::Metacopy))? {
+            true => Err(Errno::PERM),
+            false => Ok(()),
+        }
     }
 
     /// The parsed `overlay.origin` of an upper object.
@@ -428,6 +441,7 @@ impl Overlay {
         name: &OsStr,
         st: Statx,
     ) -> Result<Found, Errno> {
+        self.refuse_metacopy(fd.as_fd(), name, &st)?;
         let identity = (dev_of(&st), st.stx_ino);
         let lower = LowerFile {
             dir: Arc::clone(at),

@@ -345,3 +345,21 @@ fn git_clones_a_repository_of_a_lower() {
         "git -c safe.directory='*' gc -q; git -c safe.directory='*' fsck --strict",
     );
 }
+
+/// A file of which a layer holds the attributes only (`metacopy=on`) is refused, as the kernel does
+/// without that option: what the layer has in its place are zeros.
+#[test]
+fn a_file_without_its_data_is_refused() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    fs::write(layers.lower().join("f"), "data below").unwrap();
+    {
+        let kernel = Subject::Kernel.mount(&layers, &["metacopy=on", "redirect_dir=on"]);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+        fs::set_permissions(kernel.path("f"), mode).unwrap();
+    }
+    let mounted = subject().mount(&layers, &[]);
+    let read = fs::read(mounted.path("f"));
+    assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EPERM));
+}
