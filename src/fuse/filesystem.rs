@@ -352,6 +352,7 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::readdirplus, || {
             let done = self.overlay.readdir_plus(ino.0, offset, &mut |e, found| {
+                let keep = found.map_or(self.ttl, |(_, attr)| self.keep_for(attr));
                 let attr = match found {
                     Some((_, attr)) => file_attr(attr),
                     None => {
@@ -365,7 +366,7 @@ impl fuser::Filesystem for Filesystem {
                         }
                     }
                 };
-                match reply.add(attr.ino, e.next, e.name, &self.ttl, &attr, GENERATION) {
+                match reply.add(attr.ino, e.next, e.name, &keep, &attr, GENERATION) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 }

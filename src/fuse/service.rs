@@ -72,16 +72,28 @@ impl Filesystem {
         }
     }
 
+    /// How long the kernel may keep these attributes.
+    pub(super) fn keep_for(&self, attr: &Attr) -> Duration {
+        if attr.settled {
+            self.ttl
+        } else {
+            Duration::ZERO
+        }
+    }
+
     pub(super) fn entry(&self, reply: ReplyEntry, made: Created) {
         match made {
-            Ok((_, attr)) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            Ok((_, attr)) => {
+                let keep = self.keep_for(&attr);
+                reply.entry_with_ttls(&keep, &self.ttl, &file_attr(&attr), GENERATION);
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
 
     pub(super) fn attr(&self, reply: ReplyAttr, attr: Result<Attr, Errno>) {
         match attr {
-            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.keep_for(&attr), &file_attr(&attr)),
             Err(e) => reply.error(errno(e)),
         }
     }

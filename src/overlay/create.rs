@@ -510,6 +510,7 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         let to = self.upper_dir_fd(&parent)?;
+        node.links_change();
         let before = self.with_object(&node, stat_at)?;
         if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
             self.mark_impure(&parent)?; // its number comes from an origin

@@ -58,6 +58,7 @@ impl Overlay {
             }
             return Ok(attr);
         }
+        attr.settled = node.links_settled();
         let place = node.place.read();
         if let Some(hex) = place.index() {
             attr.nlink = self.indexed_nlink(hex, st)?;

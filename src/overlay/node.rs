@@ -8,8 +8,9 @@ use dashmap::mapref::entry::Entry;
 use parking_lot::{Mutex, RwLock};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use super::attr::Kind;
 use super::fds::PinPlace;
@@ -153,6 +154,8 @@ pub struct Node {
     pub(crate) kind: Kind,
     /// References: the kernel's lookups, and one for each node whose parent this is.
     refs: AtomicU64,
+    /// When its link count was last changed: see [`links_settled`](Self::links_settled).
+    links_changed: AtomicU32,
     /// Held by whoever copies the object up.
     pub(crate) copying: Mutex<()>,
     pub(crate) place: RwLock<Place>,
@@ -165,6 +168,7 @@ impl Node {
             id,
             kind,
             refs: AtomicU64::new(0),
+            links_changed: AtomicU32::new(0),
             copying: Mutex::new(()),
             place: RwLock::new(place),
             dir: dir.map(Box::new),
@@ -180,6 +184,25 @@ impl Node {
     pub fn kind(&self) -> Kind {
         self.kind
     }
+
+    /// Notes that its link count is about to change.
+    pub(crate) fn links_change(&self) {
+        self.links_changed.store(seconds_now(), Ordering::Release);
+    }
+
+    /// Is the last change of the link count so long ago that its answer has reached the client?
+    pub(crate) fn links_settled(&self) -> bool {
+        const ANSWERED_AFTER: u32 = 5;
+        let changed = self.links_changed.load(Ordering::Acquire);
+        changed == 0 || seconds_now().saturating_sub(changed) > ANSWERED_AFTER
+    }
+}
+
+/// Seconds since the first call, counted from 1.
+fn seconds_now() -> u32 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed().as_secs();
+    u32::try_from(elapsed).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 /// All live nodes by id.

@@ -105,6 +105,7 @@ impl Overlay {
         let live = self.find_live(parent, name, found);
         let mut old = None;
         if let Some(node) = &live {
+            node.links_change();
             let mut place = node.place.write();
             let shown = self.before_unlink(&place, found)?;
             let primary = is_at(&place, parent, name);

@@ -288,6 +288,7 @@ impl Overlay {
         if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place)
             && v.dir.is_none()
         {
+            v.links_change();
             shown = self.before_replaced(upper, to, to_fd, found, place)?;
         }
         self.step_on_disk(
