@@ -196,6 +196,8 @@ impl Overlay {
             FoundKind::Other {
                 lower: None,
                 index: None,
+                data: None,
+                redirect: None,
             }
         };
         let found = Found {
@@ -500,7 +502,8 @@ impl Overlay {
             return Err(Errno::PERM);
         }
         let upper = self.upper()?;
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
+        self.ensure_redirectable(&node)?;
         self.ensure_upper(&parent, CopyData::All)?;
         let _names = dir.names.write();
         if parent.place.read().removed {
@@ -514,6 +517,10 @@ impl Overlay {
         let before = self.with_object(&node, stat_at)?;
         if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
             self.mark_impure(&parent)?; // its number comes from an origin
+        }
+        if node.place.read().data().is_some() {
+            // Under the new name there is no data below.
+            self.set_redirect(&node, false)?;
         }
         let index = {
             let place = node.place.read();
@@ -544,7 +551,12 @@ impl Overlay {
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity: (dev_of(&st), st.stx_ino),
-            what: FoundKind::Other { lower: None, index },
+            what: FoundKind::Other {
+                lower: None,
+                index,
+                data: None,
+                redirect: None,
+            },
         };
         self.hold_as(&node, &parent, new_name, &found);
         let attr = self.attr_from(&node, &st)?;

@@ -9,7 +9,7 @@ use super::attr::{Attr, Kind};
 use super::inos::TableKey;
 use super::layer::LowerDir;
 use super::lookup::{Found, FoundKind};
-use super::node::{DirPart, Interned, LowerFile, Node, Place};
+use super::node::{DirPart, Extra, Interned, LowerFile, Node, Place};
 
 impl Overlay {
     /// Finds or makes the node for what was found, and takes a reference on it.
@@ -171,7 +171,8 @@ impl Overlay {
 
 /// The node for an object that was just found.
 fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Node {
-    let (lower, index, dir) = match &found.what {
+    let mut extra = Extra::default();
+    let (lower, dir) = match &found.what {
         FoundKind::Dir {
             lowers,
             redirect,
@@ -179,28 +180,34 @@ fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Foun
         } => {
             let mut part = DirPart::new(lowers.clone(), redirect.clone());
             part.xattr_whiteouts = *xattr_whiteouts;
-            (None, None, Some(part))
+            (None, Some(part))
         }
-        FoundKind::Other { lower, index } => {
+        FoundKind::Other {
+            lower,
+            index,
+            data,
+            redirect,
+        } => {
             // The name is kept once where it is the same.
             let lower = lower.clone().map(|l| LowerFile {
                 name: l.name.filter(|n| **n != *name),
                 dir: l.dir,
             });
-            (lower, index.clone(), None)
+            extra.index.clone_from(index);
+            extra.data.clone_from(data);
+            extra.redirect.clone_from(redirect);
+            (lower, None)
         }
     };
-    let mut place = Place {
+    let rare = extra.index.is_some() || extra.data.is_some();
+    let place = Place {
         parent: Some(Arc::clone(parent)),
         name: name.into(),
         upper_ino: found.upper_ino,
         upper_alias: found.upper_alias,
         lower,
         removed: false,
-        extra: None,
+        extra: rare.then(|| Box::new(extra)),
     };
-    if index.is_some() {
-        place.extra_mut().index = index;
-    }
     Node::new(id, kind, place, dir)
 }

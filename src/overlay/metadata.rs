@@ -60,6 +60,9 @@ impl Overlay {
         }
         attr.settled = node.links_settled();
         let place = node.place.read();
+        if let Some(at) = place.data() {
+            attr.blocks = self.data_blocks(at, st)?;
+        }
         if let Some(hex) = place.index() {
             attr.nlink = self.indexed_nlink(hex, st)?;
         } else if place.parked().is_some() {
@@ -108,7 +111,7 @@ impl Overlay {
                 return Ok(attr);
             }
         }
-        let data = set.size.map_or(CopyData::All, CopyData::Prefix);
+        let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
             if node.kind != Kind::File {

@@ -6,7 +6,7 @@
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::{Mutex, RwLock};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,6 +28,15 @@ pub(crate) struct LowerFile {
     pub name: Option<Box<OsStr>>,
 }
 
+/// Where the contents of a file are that has only attributes in its layer (`overlay.metacopy`).
+#[derive(Clone)]
+pub(crate) enum DataAt {
+    /// In a lower.
+    Lower { dir: Arc<LowerDir>, name: Box<OsStr> },
+    /// At this path of one of the data-only lowers, which are asked at the first access.
+    DataOnly(Vec<OsString>),
+}
+
 /// A descriptor that keeps an object reachable which has no name (that we know of) any more.
 pub(crate) struct Pin {
     pub fd: OwnedFd,
@@ -47,6 +56,10 @@ pub(crate) struct Extra {
     pub index: Option<Box<str>>,
     /// Keeps an upper object that lost the name it was known by.
     pub pin: Option<Arc<Pin>>,
+    /// Where the contents are of a file with attributes only.
+    pub data: Option<DataAt>,
+    /// The redirect that is stored on such a file in upper.
+    pub redirect: Option<Redirect>,
     /// Name in `work/work` that an unlinked object was moved to when no descriptor was left for it.
     pub parked: Option<Box<str>>,
 }

@@ -309,10 +309,16 @@ impl Overlay {
         let impure = self.is_impure(node)?;
         let merges = node.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
         for entry in listing.entries.values_mut().filter(|e| !e.hidden) {
-            if (impure || (entry.kind == Kind::Dir && merges))
-                && let Some(found) = self.resolve_unhinted(node, &entry.name)?
-            {
-                entry.ino = self.inos.map(found.identity.0, found.identity.1);
+            if !impure && !(entry.kind == Kind::Dir && merges) {
+                continue;
+            }
+            match self.resolve_unhinted(node, &entry.name) {
+                Ok(Some(found)) => {
+                    entry.ino = self.inos.map(found.identity.0, found.identity.1);
+                }
+                // What can't be used because of its marks is listed all the same, as in the kernel.
+                Ok(None) | Err(Errno::PERM | Errno::IO) => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())

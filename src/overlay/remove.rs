@@ -80,14 +80,15 @@ impl Overlay {
             self.resolve(parent, name)?
         };
         let Some(found) = found else { return Ok(()) };
-        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let small = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let cheap = small || self.config.metacopy;
         if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
             return Ok(());
         }
         let Some((node, _)) = self.lookup(parent.id, name)? else {
             return Ok(());
         };
-        let copied = self.ensure_upper(&node, CopyData::All);
+        let copied = self.ensure_upper(&node, CopyData::Nothing);
         self.release(&node, 1);
         copied
     }
