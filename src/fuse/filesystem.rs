@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::convert::{absent, decode_dev, file_attr, file_type, set_time};
+use super::convert::{absent, decode_dev, file_type, set_time};
 use super::errno;
 use super::requests::Request;
 use super::service::{
@@ -352,9 +352,13 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::readdirplus, || {
             let done = self.overlay.readdir_plus(ino.0, offset, &mut |e, found| {
-                let keep = found.map_or(self.ttl, |(_, attr)| self.keep_for(attr));
+                let mut keep = self.ttl;
                 let attr = match found {
-                    Some((_, attr)) => file_attr(attr),
+                    Some((node, attr)) => {
+                        let shown;
+                        (keep, shown) = self.entry_attr(node, attr);
+                        shown
+                    }
                     None => {
                         // The kernel takes no node for `.` and `..`; for others 0 is none.
                         let dots = e.name == "." || e.name == "..";

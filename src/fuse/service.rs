@@ -81,11 +81,23 @@ impl Filesystem {
         }
     }
 
+    /// The attributes of an entry, and how long the kernel may keep them. fuser takes the number in
+    /// them for the id of the node: where that is another one, the kernel must ask for the number.
+    pub(super) fn entry_attr(&self, node: &Node, attr: &Attr) -> (Duration, fuser::FileAttr) {
+        let mut shown = file_attr(attr);
+        let mut keep = self.keep_for(attr);
+        if node.id() != attr.ino {
+            shown.ino = INodeNo(node.id());
+            keep = Duration::ZERO;
+        }
+        (keep, shown)
+    }
+
     pub(super) fn entry(&self, reply: ReplyEntry, made: Created) {
         match made {
-            Ok((_, attr)) => {
-                let keep = self.keep_for(&attr);
-                reply.entry_with_ttls(&keep, &self.ttl, &file_attr(&attr), GENERATION);
+            Ok((node, attr)) => {
+                let (keep, attr) = self.entry_attr(&node, &attr);
+                reply.entry_with_ttls(&keep, &self.ttl, &attr, GENERATION);
             }
             Err(e) => reply.error(errno(e)),
         }

@@ -425,6 +425,10 @@ impl Overlay {
         (fd, data): (Option<OwnedFd>, Option<DataAt>),
     ) {
         place.upper_ino = st.stx_ino;
+        if node.apart {
+            self.inos.bind(st.stx_ino, node.id);
+            node.set_ino(self.inos.map(super::attr::dev_of(st), st.stx_ino));
+        }
         let complete = data.is_none();
         if !complete || place.data().is_some() {
             place.extra_mut().data = data;

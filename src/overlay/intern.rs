@@ -21,10 +21,20 @@ impl Overlay {
     ) -> Result<Arc<Node>, Errno> {
         let kind = Kind::from_mode(u32::from(found.stat.stx_mode)).ok_or(Errno::IO)?;
         let (dev, ino) = found.identity;
-        let mut id = self.inos.map(dev, ino);
+        let real = self.inos.map(dev, ino);
+        let apart = self.is_apart(kind, found);
+        let bound = || self.inos.known(&TableKey::Upper(found.upper_ino));
+        let mut id = match found.upper_ino {
+            0 if apart => self.inos.for_name(parent.id, name),
+            0 => real,
+            _ => bound().unwrap_or(real),
+        };
         for attempt in 0..2 {
             let same = |n: &Node| self.is_same(n, parent, name, kind, found);
-            let make = || make_node(id, kind, parent, name, found);
+            let make = || match make_node(id, kind, parent, name, found) {
+                node if apart => node.apart(real),
+                node => node,
+            };
             match self.nodes.intern(id, same, make) {
                 Interned::Node(node) => {
                     self.adopt_name(&node, parent, name, found);
@@ -40,6 +50,23 @@ impl Overlay {
             }
         }
         Err(Errno::STALE)
+    }
+
+    /// Is this one name of a lower hard link whose names become objects of their own when they are
+    /// copied up, as without the index? Such a name has a node of its own from the start: clients
+    /// must not share what they cache of it with the other names.
+    fn is_apart(&self, kind: Kind, found: &Found) -> bool {
+        let FoundKind::Other {
+            lower: Some(lower), ..
+        } = &found.what
+        else {
+            return false;
+        };
+        kind != Kind::Dir
+            && found.upper_ino == 0
+            && found.stat.stx_nlink > 1
+            && self.upper.is_some()
+            && !(self.config.index && self.lowers.layer(&lower.dir).has_handles)
     }
 
     /// Is the live node `n` the object that was found?
@@ -58,7 +85,7 @@ impl Overlay {
                 known == lowers.first().map(key) && !place.removed
             }
             FoundKind::Other { .. } => {
-                let linked = found.stat.stx_nlink > 1 && self.config.index;
+                let linked = found.stat.stx_nlink > 1 && !self.is_apart(kind, found);
                 let here = place.parent.as_ref().is_some_and(|p| p.id == parent.id)
                     && *place.name == *name;
                 linked || here

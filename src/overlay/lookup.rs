@@ -366,7 +366,9 @@ impl Overlay {
         {
             (found.stat, found.upper_ino) = (upper, upper.stx_ino);
             let marks = self.index_marks(&hex)?;
-            data = marks.metacopy.then(|| data.unwrap_or_else(|| lower.as_data()));
+            data = marks
+                .metacopy
+                .then(|| data.unwrap_or_else(|| lower.as_data()));
             redirect = marks.redirect.filter(|_| data.is_some());
             index = Some(hex);
         }

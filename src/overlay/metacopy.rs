@@ -51,11 +51,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EIO` for a mark that can't be understood and would lead to wrong data.
-    pub(crate) fn file_marks(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<FileMarks, Errno> {
+    pub(crate) fn file_marks(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<FileMarks, Errno> {
         let mut marks = FileMarks::default();
         // Most have none: one call tells.
         for key in xattr::list_at(fd, name)?.split(|b| *b == 0) {

@@ -60,6 +60,8 @@ impl Overlay {
         }
         attr.settled = node.links_settled();
         let place = node.place.read();
+        // Copying it up will change number and links, and the kernel isn't told when it writes.
+        attr.settled &= !node.apart || place.has_upper();
         if let Some(at) = place.data() {
             attr.blocks = self.data_blocks(at, st)?;
         }

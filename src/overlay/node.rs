@@ -17,7 +17,8 @@ use super::fds::PinPlace;
 use super::layer::{AufsFlag, LowerDir};
 use crate::format::redirect::Redirect;
 
-/// The node id of the root of the mount. Every other node's id is its `st_ino`.
+/// The node id of the root of the mount. Every other node's id is its `st_ino`, but for single
+/// names of hard links that are broken by copy-up.
 pub const ROOT_ID: u64 = 1;
 
 /// A lower object that is not a directory.
@@ -32,7 +33,10 @@ pub(crate) struct LowerFile {
 #[derive(Clone)]
 pub(crate) enum DataAt {
     /// In a lower.
-    Lower { dir: Arc<LowerDir>, name: Box<OsStr> },
+    Lower {
+        dir: Arc<LowerDir>,
+        name: Box<OsStr>,
+    },
     /// At this path of one of the data-only lowers, which are asked at the first access.
     DataOnly(Vec<OsString>),
 }
@@ -165,6 +169,10 @@ impl DirPart {
 pub struct Node {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
+    /// One name of a lower hard link that copy-up breaks: see [`Overlay::is_apart`](super::Overlay::is_apart).
+    pub(crate) apart: bool,
+    /// `st_ino`.
+    ino: AtomicU64,
     /// References: the kernel's lookups, and one for each node whose parent this is.
     refs: AtomicU64,
     /// When its link count was last changed: see [`links_settled`](Self::links_settled).
@@ -180,12 +188,30 @@ impl Node {
         Node {
             id,
             kind,
+            apart: false,
+            ino: AtomicU64::new(id),
             refs: AtomicU64::new(0),
             links_changed: AtomicU32::new(0),
             copying: Mutex::new(()),
             place: RwLock::new(place),
             dir: dir.map(Box::new),
         }
+    }
+
+    /// A node for one name of a hard link, which is an object of its own.
+    pub(crate) fn apart(mut self, ino: u64) -> Node {
+        self.apart = true;
+        self.ino = AtomicU64::new(ino);
+        self
+    }
+
+    pub(crate) fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Acquire)
+    }
+
+    /// The number changes when a copy-up breaks a hard link.
+    pub(crate) fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Release);
     }
 
     /// The id by which the transport names this node.

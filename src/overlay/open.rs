@@ -196,12 +196,14 @@ fn open_lowers(
         let key = (dev, st.stx_ino);
         roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+        let has_handles = matches!(name_to_handle_at(root.as_fd(), here), Ok(Some(_)));
         systems.add(dev, root.as_fd());
         layers.push(Layer {
             path,
             root,
             dev,
             uuid,
+            has_handles,
         });
     }
     Ok(LowerLayers::new(layers, merged, roots))
@@ -220,6 +222,7 @@ fn open_upper(
     systems.devs.push((dev, 0));
     systems.narrow &= has_narrow_inos(root.as_fd());
     let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+    let has_handles = matches!(name_to_handle_at(root.as_fd(), OsStr::new("")), Ok(Some(_)));
     let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
     Ok(Upper {
         layer: Layer {
@@ -227,6 +230,7 @@ fn open_upper(
             root,
             dev,
             uuid,
+            has_handles,
         },
         work,
     })

@@ -121,7 +121,7 @@ impl Overlay {
             if primary {
                 let left = match shown {
                     Some(n) => n.saturating_sub(1),
-                    None => self.names_left(node.id, found),
+                    None => self.names_left(node, found),
                 };
                 place.removed = left == 0;
                 place.upper_alias = false;
@@ -210,9 +210,14 @@ impl Overlay {
     }
 
     /// Number of names that an object outside of the index still has.
-    pub(crate) fn names_left(&self, id: u64, found: &Found) -> u32 {
+    pub(crate) fn names_left(&self, node: &Node, found: &Found) -> u32 {
+        if node.apart && found.upper_ino == 0 {
+            return 0;
+        }
         let gone = if found.upper_ino == 0 {
-            self.unlinked_lowers.get(&id).map_or(1, |n| (*n).max(1))
+            self.unlinked_lowers
+                .get(&node.id)
+                .map_or(1, |n| (*n).max(1))
         } else {
             1
         };

@@ -584,7 +584,7 @@ impl Overlay {
         }
         let left = match shown {
             Some(n) => n.saturating_sub(1),
-            None => self.names_left(victim.id, found),
+            None => self.names_left(victim, found),
         };
         place.removed = left == 0;
         place.upper_alias = false;
