@@ -26,6 +26,7 @@ mod differential {
     mod model;
     mod mounts;
     mod outcome;
+    mod parity;
     mod place;
     mod property;
     mod random_layers;

@@ -132,6 +132,12 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: LATE_COPY_UP,
+        who: Who::Rovl,
+        why: "a file opened for writing is copied up when it is written (design.md §4); the kernel's upper has it before",
+        applies: |_| false, // counted where uppers are compared
+    },
+    Deviation {
         name: "long-redirect",
         who: Who::Both,
         why: "a lower directory whose path is longer than a redirect may be (256 bytes): EXDEV; never generated",
@@ -254,6 +260,9 @@ impl History {
         }
     }
 }
+
+/// The name under which uppers with fewer copies are counted.
+pub const LATE_COPY_UP: &str = "late-copy-up";
 
 /// The name under which times of fifos are counted.
 pub const FIFO_TIMES: &str = "fifo-times";

@@ -146,6 +146,8 @@ pub enum How {
     Exact,
     /// The first is the kernel's and may deviate by name.
     Kernel,
+    /// The second is.
+    Parity,
 }
 
 impl How {
@@ -170,7 +172,12 @@ pub fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
 }
 
 pub fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(), Failure> {
-    let diffs = tree::compare(a, b, how == How::Exact, how == How::Kernel);
+    let excuse: Option<tree::Excuse> = match how {
+        How::Same | How::Exact => None,
+        How::Kernel => Some(deviations::explain_item),
+        How::Parity => Some(|a, b| deviations::explain_item(b, a)),
+    };
+    let diffs = tree::compare(a, b, how == How::Exact, excuse);
     if diffs.is_empty() {
         return Ok(());
     }
@@ -192,7 +199,7 @@ pub fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Resu
 
 /// The differences of two states of one layer, times exact, ctime too.
 pub fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
-    let mut out: Vec<String> = tree::compare(a, b, true, false)
+    let mut out: Vec<String> = tree::compare(a, b, true, None)
         .iter()
         .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
         .collect();

@@ -79,9 +79,14 @@ fn flags() -> MountFlags {
 
 /// Mounts the kernel's overlayfs.
 pub fn kernel(dirs: &Dirs) -> Made<Mounted> {
+    kernel_with(dirs, KERNEL_OPTIONS)
+}
+
+/// Mounts the kernel's overlayfs with other options.
+pub fn kernel_with(dirs: &Dirs, options: &str) -> Made<Mounted> {
     let mut data = dirs.options();
     data.push(",");
-    data.push(KERNEL_OPTIONS);
+    data.push(options);
     let data =
         std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
     rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str())

@@ -7,8 +7,9 @@ use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
 use super::model::Op::*;
 use super::model::Rn::{RnExchange, RnPlain};
 use super::model::Sk::SkHole;
-use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, Tm, b, e};
+use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, Tm, Xf, b, e};
 use super::mounts::{Disks, Subject};
+use super::parity;
 use super::run::{Source, run};
 
 const ROOT: u32 = 0;
@@ -695,4 +696,91 @@ fn chown_of_a_lower_file_by_its_owner_clears_set_group_id() {
         },
     ];
     check_on(Ext4, vec![file(b"x", 0o2644, 1001)], vec![], ops);
+}
+
+/// With `index=off` the kernel's overlayfs is the truth.
+fn check_without_index(lower: Vec<Entry>, ops: Vec<Op>) {
+    let lowers = vec![[vec![dir(b"", 0o755)], lower].concat()];
+    let mut case = Case {
+        disk: Ext4,
+        options: "",
+        lowers,
+        before: vec![],
+        ops,
+    };
+    let disks = Disks::new(&[Ext4]).unwrap();
+    let result = parity::run(&Subject::from_env(), &disks, &mut case, None);
+    drop(disks);
+    if let Err(failure) = result {
+        panic!("{}: {}", failure.class, failure.text);
+    }
+}
+
+#[test]
+fn without_index_hard_links_of_a_lower_are_one_inode() {
+    check_without_index(linked(), vec![]);
+}
+
+#[test]
+fn without_index_opening_a_hard_link_for_writing_breaks_it() {
+    let ops = vec![
+        open(0, b"y", libc::O_RDWR),
+        Write {
+            h: 0,
+            len: 10,
+            seed: 1,
+        },
+        Fstat(0),
+    ];
+    check_without_index(linked(), ops);
+}
+
+#[test]
+fn without_index_a_new_link_of_a_lower_hard_link_is_linked_again() {
+    let ops = vec![
+        Link {
+            from: b(b"y"),
+            to: b(b"d/1"),
+            follow: false,
+        },
+        Rename {
+            from: b(b"y"),
+            to: b(b"d/2"),
+            how: RnPlain,
+        },
+        Link {
+            from: b(b"d/1"),
+            to: b(b"d/3"),
+            follow: false,
+        },
+    ];
+    check_without_index(linked(), ops);
+}
+
+#[test]
+fn without_index_a_new_link_is_changed_when_the_name_it_was_linked_from_goes() {
+    let ops = vec![
+        Link {
+            from: b(b"y"),
+            to: b(b"d/1"),
+            follow: false,
+        },
+        open(0, b"y", libc::O_WRONLY),
+        Unlink(b(b"y")),
+        Futimens {
+            h: 0,
+            atime: Tm::Omit,
+            mtime: Tm::At(THEN),
+        },
+        Setxattr {
+            path: b(b"d/1"),
+            name: b(b"user.one"),
+            value: b(b"1"),
+            how: Xf::XfAny,
+            follow: true,
+        },
+        open(1, b"d/1", libc::O_RDWR),
+        Read { h: 1, len: 100 },
+    ];
+    check_without_index(linked(), ops);
 }

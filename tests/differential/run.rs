@@ -64,7 +64,8 @@ pub fn run(
     Ok(())
 }
 
-fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
+/// The trees of layers as they lie on disk, marks and whiteouts too.
+pub fn raw_trees(roots: &[PathBuf], t0: i64) -> Made<Vec<Tree>> {
     let roots = roots.to_vec();
     let thread = std::thread::spawn(move || -> Made<Vec<Tree>> {
         sys::own_fs().map_err(|error| error.to_string())?;
@@ -397,6 +398,7 @@ impl Test<'_> {
     }
 }
 
-fn replay(driver: &mut Driver, ops: &[Op]) -> Log {
+/// Runs operations one after the other.
+pub fn replay(driver: &mut Driver, ops: &[Op]) -> Log {
     ops.iter().map(|op| Step::run(driver, op.clone())).collect()
 }
