@@ -132,6 +132,12 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: NO_INDEX_INODES,
+        who: Who::Rovl,
+        why: "without an index copy-up breaks a lower's hard links, so each name is an inode; the kernel shows one number until then",
+        applies: |_| false, // counted where trees are compared
+    },
+    Deviation {
         name: LATE_COPY_UP,
         who: Who::Rovl,
         why: "a file opened for writing is copied up when it is written (design.md §4); the kernel's upper has it before",
@@ -260,6 +266,9 @@ impl History {
         }
     }
 }
+
+/// The name under which link groups without an index are counted.
+pub const NO_INDEX_INODES: &str = "no-index-inodes";
 
 /// The name under which uppers with fewer copies are counted.
 pub const LATE_COPY_UP: &str = "late-copy-up";

@@ -96,7 +96,7 @@ pub fn run(
         "rovl's upper and the kernel's",
         &raw[0],
         &raw[1],
-        How::Parity,
+        How::Upper,
     )
 }
 

@@ -717,11 +717,6 @@ fn check_without_index(lower: Vec<Entry>, ops: Vec<Op>) {
 }
 
 #[test]
-fn without_index_hard_links_of_a_lower_are_one_inode() {
-    check_without_index(linked(), vec![]);
-}
-
-#[test]
 fn without_index_opening_a_hard_link_for_writing_breaks_it() {
     let ops = vec![
         open(0, b"y", libc::O_RDWR),

@@ -446,6 +446,9 @@ fn groups(tree: &Tree) -> HashMap<&B, &B> {
     out
 }
 
+/// How a difference of link groups begins.
+pub const LINKED: &str = "linked with";
+
 /// One difference of two trees: where, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diff {
@@ -489,7 +492,7 @@ pub fn compare(a: &Tree, b: &Tree, exact: bool, excuse: Option<Excuse>) -> Vec<D
             say(
                 path,
                 format!(
-                    "linked with {:?} != {:?}",
+                    "{LINKED} {:?} != {:?}",
                     group_a.get(path),
                     group_b.get(path)
                 ),
