@@ -1,7 +1,7 @@
 //! The command line: the commands, one file each, and what they print.
 //!
 //! Invariant: this is the only module that prints. Options are read into plain data first
-//! ([`options`], [`helper`]), then resolved ([`plan`]), then run.
+//! (`options`, `helper`), then resolved (`plan`), then run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod daemon;

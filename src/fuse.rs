@@ -2,7 +2,7 @@
 //!
 //! [`mount`] makes the mount and gives a descriptor; [`Session`] answers on it. The only module
 //! that knows fuser's types, so that another transport can stand beside it: `filesystem` is
-//! decode, one call into [`Overlay`](crate::overlay::Overlay), one reply.
+//! decode, one call into [`Overlay`], one reply.
 //!
 //! # Data path
 //!

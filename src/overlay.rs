@@ -6,14 +6,16 @@
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 1. `DirPart::names` of directories (two of them in the order of their ids): shared by lookups
-//!    and listings, exclusive for whoever changes a name in the directory.
-//! 2. `Node::copying`, ancestors first: held over a copy-up, also while data is copied. It blocks
-//!    nobody but those who want to change the same object.
+//! 1. `Node::copying`: held over a copy-up, also while data is copied. It blocks nobody but those
+//!    who want to change the same object. Ancestors are copied up before, each on its own.
+//! 2. `DirPart::names` of directories (several in the order of their ids): shared by lookups and
+//!    listings, exclusive for whoever changes a name in the directory. Nobody copies up with it
+//!    held: everything is brought to upper first, and looked at again once the lock is there.
 //! 3. `Node::place`: a node's name, parent and layers. Written only while the name on disk is
 //!    changed with it, so that whoever holds it for reading can use the name. Nobody takes a
 //!    lock of the node table while holding it for writing.
-//! 4. Shards of the node table, the descriptor caches, the listing cache: leaves.
+//! 4. Shards of the node table and of the times of cached writes, the descriptor caches, the listing
+//!    cache, `Ids::changing`: leaves.
 //!
 //! # Invariants
 //!
@@ -28,6 +30,7 @@ mod copy_up;
 mod create;
 mod fds;
 mod file;
+mod ids;
 mod index;
 mod inos;
 mod intern;
@@ -47,7 +50,7 @@ mod work;
 mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
-pub use config::{Config, RedirectDir, UpperDirs, Xino};
+pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, XattrPermissions, Xino};
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};
@@ -83,6 +86,7 @@ pub(crate) struct Upper {
 pub struct Overlay {
     pub(crate) config: Config,
     pub(crate) ns: Namespace,
+    pub(crate) ids: ids::Ids,
     pub(crate) lowers: LowerLayers,
     pub(crate) upper: Option<Upper>,
     pub(crate) inos: InoMap,

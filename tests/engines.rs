@@ -14,6 +14,8 @@ mod support;
 
 #[path = "engines/argv.rs"]
 mod argv;
+#[path = "engines/ids.rs"]
+mod ids;
 #[path = "engines/layers.rs"]
 mod layers;
 #[path = "engines/listing.rs"]

@@ -11,9 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::fuse::Passthrough;
-use crate::overlay::{RedirectDir, Xino};
+use crate::overlay::{IdMap, RedirectDir, Xino};
 
-pub use lists::{IdMap, ListError};
+pub use lists::ListError;
 use table::{Known, Setter, find};
 
 /// Which command line is being read: it decides what is an error and what a warning.

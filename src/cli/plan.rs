@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::options::{Dialect, MountOptions};
 use crate::fuse::mount::MountRequest;
 use crate::fuse::{Passthrough, SessionOptions};
-use crate::overlay::{Config, UpperDirs};
+use crate::overlay::{Config, IdOptions, UpperDirs, XattrPermissions};
 
 /// Bytes in one write request: the most that FUSE has.
 const MAX_WRITE: u32 = 1 << 20;
@@ -96,6 +96,18 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config.userxattr = options.userxattr.then_some(true).or(config.userxattr);
     config.volatile = options.volatile;
     config.fsync = options.fsync.unwrap_or(config.fsync);
+    config.static_nlink = options.static_nlink;
+    config.ids = IdOptions {
+        uid_map: options.uid_map,
+        gid_map: options.gid_map,
+        squash_uid: options.squash.uid,
+        squash_gid: options.squash.gid,
+        xattr_permissions: match options.xattr_permissions {
+            0 => XattrPermissions::Off,
+            1 => XattrPermissions::Privileged,
+            _ => XattrPermissions::User,
+        },
+    };
     config.shared_upper = dialect == Dialect::Helper;
     config
 }
@@ -114,7 +126,8 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
             .unwrap_or(MAX_WRITE)
             .clamp(MIN_WRITE, MAX_WRITE),
         read_only,
-        acl: options.acl && options.xattrs,
+        // ACLs that the core can't keep: it refuses them, and the kernel needn't ask.
+        acl: options.acl && options.xattrs && options.xattr_permissions == 0,
         xattrs: options.xattrs,
     }
 }
@@ -188,7 +201,7 @@ mod tests {
         assert_eq!((session.max_write, session.threads), (MAX_WRITE, 4));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,passthrough=on")
+            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
                 .session
                 .writeback
         );

@@ -82,7 +82,7 @@ impl fuser::Filesystem for Filesystem {
                 keep_mtime: self.options.writeback,
             };
             // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
-            let drops = size.is_some() && req.uid() != 0;
+            let drops = (size.is_some() || uid.is_some() || gid.is_some()) && req.uid() != 0;
             let done = Filesystem::unprivileged(req, drops, |unprivileged| {
                 self.overlay.setattr(ino.0, &set, unprivileged)
             });
@@ -419,6 +419,9 @@ impl fuser::Filesystem for Filesystem {
                 libc::XATTR_REPLACE => SetFlags::Replace,
                 _ => return reply.error(errno(Errno::INVAL)),
             };
+            if name == "security.capability" {
+                return self.set_capability(ino.0, (name, value), flags, reply);
+            }
             let set = || {
                 self.overlay.setxattr(ino.0, name, value, flags)?;
                 // As the kernel's posix_acl_update_mode, which can't see the caller's groups here.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use super::convert::file_attr;
 use super::errno;
 use super::requests::{Request, RequestCounts};
 use crate::overlay::{Attr, Caller, NewNode, Node, Overlay, Unprivileged};
+use crate::sys::xattr::SetFlags;
 
 /// "Without end" for the kernel, which counts in jiffies.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
@@ -35,6 +37,8 @@ pub(super) struct Filesystem {
     pub ttl: Duration,
     /// Set once the session stands.
     pub notifier: Arc<OnceLock<fuser::Notifier>>,
+    /// Threads that make the kernel forget failed writes.
+    forgetting: Arc<AtomicUsize>,
     counts: RequestCounts,
     started: Instant,
 }
@@ -50,6 +54,7 @@ impl Filesystem {
         let counts = RequestCounts::new();
         Filesystem {
             notifier: Arc::default(),
+            forgetting: Arc::default(),
             overlay,
             options,
             ttl,
@@ -167,60 +172,91 @@ impl Filesystem {
 
     /// After a write that failed: makes the kernel forget what its cache holds of the file, pages
     /// and size, so that nobody reads what was never stored. Who has the file open keeps seeing
-    /// the size until it is closed. On a thread of its own, as [`seek`](Self::seek).
+    /// the size until it is closed. On a thread of its own, as [`after_flush`](Self::after_flush).
     pub(super) fn drop_unwritten(&self, ino: u64) {
         let Some(notifier) = self.notifier.get().cloned() else {
             return;
         };
+        // Each waits for locks of the kernel's; a client that fails all the time must not pile them
+        // up. Those left out keep showing what was not stored until the kernel drops it.
+        const AT_ONCE: usize = 4;
+        let running = Arc::clone(&self.forgetting);
+        if running.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
+            running.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
         let name = self.overlay.name_of(ino);
+        let done = Arc::clone(&running);
         let forget = move || {
-            let mut done = notifier.inval_inode(INodeNo(ino), 0, 0);
+            let mut result = notifier.inval_inode(INodeNo(ino), 0, 0);
             if let Some((parent, name)) = name {
-                done = done.and(notifier.inval_entry(INodeNo(parent), &name));
+                result = result.and(notifier.inval_entry(INodeNo(parent), &name));
             }
-            if let Err(e) = done {
+            if let Err(e) = result {
                 tracing::debug!(ino, "the cache of a failed write stays: {e}");
             }
+            running.fetch_sub(1, Ordering::AcqRel);
         };
         if let Err(e) = std::thread::Builder::new()
             .name("forget".into())
             .spawn(forget)
         {
+            done.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!("no thread to forget a failed write: {e}");
         }
     }
 
-    /// Answers SEEK_DATA and SEEK_HOLE. Pages that the kernel has not written yet would be missing
-    /// from the answer, and it doesn't write them by itself (fs/fuse/file.c, `fuse_lseek`): it is
-    /// made to, by an invalidation. That sends WRITE requests, which the serving threads must be
-    /// free to answer, so the wait is on a thread of its own.
-    pub(super) fn seek(&self, ino: u64, offset: u64, hole: bool, reply: ReplyLseek) {
-        let overlay = Arc::clone(&self.overlay);
-        let answer = move || {
-            let found = overlay.seek_hole_data(ino, offset, hole);
-            match found.and_then(|n| i64::try_from(n).map_err(|_| Errno::OVERFLOW)) {
-                Ok(n) => reply.offset(n),
-                Err(e) => reply.error(errno(e)),
-            }
-        };
+    /// Answers after the kernel has written the pages of the file that it kept back. It is made to
+    /// by an invalidation, which sends WRITE requests: the serving threads must be free to answer
+    /// them, so the wait is on a thread of its own.
+    pub(super) fn after_flush(&self, ino: u64, answer: impl FnOnce() + Send + 'static) {
         let notifier = self.notifier.get().cloned();
         let dirty = self.options.writeback && !self.options.read_only;
         let (true, Some(notifier)) = (dirty, notifier) else {
             return answer();
         };
         let flush_then_answer = move || {
-            if let Err(e) = notifier.inval_inode(fuser::INodeNo(ino), 0, 0) {
-                tracing::debug!(ino, "pages were not flushed before a seek: {e}");
+            if let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                tracing::debug!(ino, "pages were not flushed: {e}");
             }
             answer();
         };
         // On failure the closure is dropped, and the reply in it says EIO.
         if let Err(e) = std::thread::Builder::new()
-            .name("seek".into())
+            .name("flush".into())
             .spawn(flush_then_answer)
         {
-            tracing::warn!("no thread for a seek: {e}");
+            tracing::warn!("no thread to wait for a flush: {e}");
         }
+    }
+
+    /// Answers SEEK_DATA and SEEK_HOLE. Pages that the kernel has not written yet would be missing
+    /// from the answer, and it doesn't write them by itself (fs/fuse/file.c, `fuse_lseek`).
+    pub(super) fn seek(&self, ino: u64, offset: u64, hole: bool, reply: ReplyLseek) {
+        let overlay = Arc::clone(&self.overlay);
+        self.after_flush(ino, move || {
+            let found = overlay.seek_hole_data(ino, offset, hole);
+            match found.and_then(|n| i64::try_from(n).map_err(|_| Errno::OVERFLOW)) {
+                Ok(n) => reply.offset(n),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
+    }
+
+    /// Sets file capabilities. A write takes them away, and so would one that the kernel has kept
+    /// back since before they were set.
+    pub(super) fn set_capability(
+        &self,
+        ino: u64,
+        (name, value): (&OsStr, &[u8]),
+        flags: SetFlags,
+        reply: ReplyEmpty,
+    ) {
+        let overlay = Arc::clone(&self.overlay);
+        let (name, value) = (name.to_os_string(), value.to_vec());
+        self.after_flush(ino, move || {
+            reply_empty(reply, overlay.setxattr(ino, &name, &value, flags));
+        });
     }
 
     /// Whether the caller is in the group, as far as the kernel lets us see: FUSE requests carry

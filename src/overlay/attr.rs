@@ -161,6 +161,14 @@ pub struct SetAttr {
 }
 
 impl SetAttr {
+    /// A change of the permission bits alone.
+    pub(crate) fn mode(perm: u32) -> SetAttr {
+        SetAttr {
+            perm: Some(perm),
+            ..SetAttr::default()
+        }
+    }
+
     /// Are all times that are to be set the ones that are there, and nothing else is to be set?
     pub(crate) fn changes_nothing(&self, now: &Attr) -> bool {
         let same = |set: Option<SetTime>, is: Timestamp| match set {

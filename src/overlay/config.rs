@@ -26,6 +26,10 @@ pub struct Config {
     pub volatile: bool,
     /// `false` turns fsync and syncfs of clients into no-ops (`fsync=0`), without the marker.
     pub fsync: bool,
+    /// What becomes of owners and modes.
+    pub ids: IdOptions,
+    /// Directories have one link, however many subdirectories.
+    pub static_nlink: bool,
     /// Go on (with a logged warning) when another live mount uses upper or work.
     pub shared_upper: bool,
 }
@@ -37,6 +41,45 @@ pub struct UpperDirs {
     pub upper: PathBuf,
     /// The work directory: on upper's file system, neither inside upper nor around it.
     pub work: PathBuf,
+}
+
+/// A row of an id map: `count` ids from `stored` on are shown as those from `shown` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// The first id as the layers hold it.
+    pub stored: u32,
+    /// The first id as the mount's users see it.
+    pub shown: u32,
+    /// How many ids.
+    pub count: u32,
+}
+
+/// Owners and modes that differ from those on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdOptions {
+    /// Users; empty: as they are. Those outside of the map are shown as 65534.
+    pub uid_map: Vec<IdMap>,
+    /// Groups, likewise.
+    pub gid_map: Vec<IdMap>,
+    /// Everything is shown as this user's. What is stored is what was asked for, where the file
+    /// system can store it.
+    pub squash_uid: Option<u32>,
+    /// Everything is shown as this group's.
+    pub squash_gid: Option<u32>,
+    /// Where owners, modes, and types are kept.
+    pub xattr_permissions: XattrPermissions,
+}
+
+/// fuse-overlayfs' `xattr_permissions` values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrPermissions {
+    /// On disk.
+    #[default]
+    Off,
+    /// In `security.fuseoverlayfs.override_stat`, which only the privileged can change.
+    Privileged,
+    /// In `user.containers.override_stat`. Symlinks and special files are regular files on disk.
+    User,
 }
 
 /// The kernel's `redirect_dir` values.
@@ -77,6 +120,8 @@ impl Config {
             userxattr: None,
             volatile: false,
             fsync: true,
+            ids: IdOptions::default(),
+            static_nlink: false,
             shared_upper: false,
         }
     }

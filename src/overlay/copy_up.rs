@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::attr::{Kind, stat_at};
 use super::fds::FdKey;
+use super::ids::{link_target, make_stand_in};
 use super::node::{Node, Pin, Place};
 use super::work::{Temp, Work};
 use super::{Overlay, Upper};
@@ -158,12 +159,16 @@ impl Overlay {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         self.with_object(node, |dir, name| {
-            let st = stat_at(dir, name)?;
+            let st = self.shown_at(dir, name)?;
+            let target = match node.kind {
+                Kind::Symlink => link_target(dir, name, &self.ids)?,
+                _ => Vec::new(),
+            };
             match node.kind {
-                Kind::Symlink => {
-                    let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
-                    rustix::fs::symlinkat(target.as_c_str(), work, &temp.name)?;
+                _ if self.ids.stand_ins() => {
+                    make_stand_in(work, &temp.name, &target)?;
                 }
+                Kind::Symlink => rustix::fs::symlinkat(&*target, work, &temp.name)?,
                 _ => {
                     let dev = rustix::fs::makedev(st.stx_rdev_major, st.stx_rdev_minor);
                     let kind = FileType::from_raw_mode(node.kind.mode_bits());
@@ -217,13 +222,9 @@ impl Overlay {
         to: BorrowedFd<'_>,
         to_name: &OsStr,
     ) -> Result<(), Errno> {
-        let st = stat_at(from, from_name)?;
-        sysfs::chown_at(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
-        if st.stx_mode & 0o170_000 != 0o120_000 {
-            sysfs::chmod_at(to, to_name, u32::from(st.stx_mode) & 0o7777)?;
-        }
+        self.copy_owner_and_mode((from, from_name), (to, to_name))?;
         for key in xattr::list_at(from, from_name)?.split(|b| *b == 0) {
-            if key.is_empty() || self.is_layer_mark(key) {
+            if key.is_empty() || self.is_layer_mark(key) || self.ids.hides(key) {
                 continue;
             }
             let key = CString::new(key).map_err(|_| Errno::IO)?;

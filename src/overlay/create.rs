@@ -4,16 +4,20 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, rename_noreplace};
 use super::fds::FdKey;
+use super::ids::{DISK_MODE, Ids, make_stand_in, override_kind};
 use super::lookup::{Found, FoundKind};
 use super::node::{DirPart, Node};
+use super::work::Temp;
 use super::{Overlay, Upper};
 use crate::format::acl;
 use crate::format::keys::OverlayKey;
+use crate::format::override_stat::OverrideStat;
 use crate::format::whiteout::OPAQUE_MARK;
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
@@ -74,13 +78,19 @@ impl NewNode<'_> {
         }
     }
 
-    fn device(&self) -> u64 {
+    /// Major and minor number.
+    fn numbers(&self) -> (u32, u32) {
         match self {
             NewNode::CharDevice { major, minor } | NewNode::BlockDevice { major, minor } => {
-                rustix::fs::makedev(*major, *minor)
+                (*major, *minor)
             }
-            _ => 0,
+            _ => (0, 0),
         }
+    }
+
+    fn device(&self) -> u64 {
+        let (major, minor) = self.numbers();
+        rustix::fs::makedev(major, minor)
     }
 }
 
@@ -149,20 +159,21 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         let fd = self.upper_dir_fd(&parent)?;
-        let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
-        let made = match self.create_direct(fd.as_fd(), name, &what, &owner, upper) {
-            Err(Errno::EXIST) => {
-                let there = stat_opt(fd.as_fd(), name)?;
-                if !there.is_some_and(|st| is_whiteout(&st)) {
-                    return Err(Errno::EXIST);
+        let made = if self.ids.in_xattrs() {
+            self.create_in_work(fd.as_fd(), name, &what, (caller, mode), upper)?
+        } else {
+            let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
+            match self.create_direct(fd.as_fd(), name, &what, &owner, upper) {
+                Err(Errno::EXIST) => {
+                    covers_whiteout(fd.as_fd(), name)?;
+                    self.create_over_whiteout(fd.as_fd(), name, &what, &owner, mode, upper)?
                 }
-                self.create_over_whiteout(fd.as_fd(), name, &what, &owner, caller, mode, upper)?
+                other => other?,
             }
-            other => other?,
         };
         let st = match &made {
-            Some(file) => stat_at(file.as_fd(), OsStr::new(""))?,
-            None => stat_at(fd.as_fd(), name)?,
+            Some(file) => self.shown_at(file.as_fd(), OsStr::new(""))?,
+            None => self.shown_at(fd.as_fd(), name)?,
         };
         self.adopt_new(&parent, name, &st, made)
     }
@@ -234,13 +245,14 @@ impl Overlay {
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
         );
-        let natural = caller.uid == euid && caller.gid == egid;
-        let mut gid = Some(caller.gid);
+        let (uid, gid) = self.ids.stored_caller(caller.uid, caller.gid);
+        let natural = uid == euid && gid == egid;
+        let mut gid = Some(gid);
         if !natural && stat_at(fd, OsStr::new(""))?.stx_mode & 0o2000 != 0 {
             gid = None;
         }
         Ok(Ownership {
-            uid: caller.uid,
+            uid,
             gid,
             mode,
             natural,
@@ -274,7 +286,7 @@ impl Overlay {
             NewNode::File => {
                 let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, c".", flags, mode)?;
-                set_owner(fd.as_fd(), OsStr::new(""), owner)?;
+                set_owner(&self.ids, fd.as_fd(), OsStr::new(""), owner)?;
                 sysfs::link_fd_at(fd.as_fd(), dir, name)?;
                 return Ok(Some(fd));
             }
@@ -301,7 +313,7 @@ impl Overlay {
         owner: &Ownership,
         remove: u32,
     ) -> Result<(), Errno> {
-        set_owner(dir, name, owner).inspect_err(|_| {
+        set_owner(&self.ids, dir, name, owner).inspect_err(|_| {
             let flags = AtFlags::from_bits_retain(remove);
             if let Err(e) = rustix::fs::unlinkat(dir, name, flags) {
                 tracing::warn!(?name, "a half-made object stays in upper: {e}");
@@ -318,7 +330,6 @@ impl Overlay {
         name: &OsStr,
         what: &NewNode<'_>,
         owner: &Ownership,
-        caller: &Caller,
         mode: u32,
         upper: &Upper,
     ) -> Result<Option<OwnedFd>, Errno> {
@@ -333,31 +344,103 @@ impl Overlay {
         let made = self.create_direct(work, &temp.name, what, &plain, upper)?;
         let parent = stat_at(dir, OsStr::new(""))?;
         let set_gid = parent.stx_mode & 0o2000 != 0;
-        let gid = if set_gid { parent.stx_gid } else { caller.gid };
-        sysfs::chown_at(work, &temp.name, Some(owner.uid), Some(gid))?;
+        let gid = match owner.gid {
+            Some(gid) if !set_gid => gid,
+            _ => parent.stx_gid,
+        };
+        self.ids
+            .chown(work, &temp.name, Some(owner.uid), Some(gid))?;
         if !matches!(what, NewNode::Symlink(_)) {
             let is_dir = matches!(what, NewNode::Dir);
             let set_gid_bit = if is_dir && set_gid { 0o2000 } else { 0 };
             let bits = self.inherit_acl(dir, work, &temp.name, owner, mode, is_dir)?;
             sysfs::chmod_at(work, &temp.name, bits | set_gid_bit)?;
         }
-        if !matches!(what, NewNode::Dir) {
+        self.put_over_whiteout(temp, matches!(what, NewNode::Dir), dir, name)?;
+        Ok(made)
+    }
+
+    /// Puts a finished object of `work` into the place of a whiteout.
+    fn put_over_whiteout(
+        &self,
+        temp: Temp<'_>,
+        is_dir: bool,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        let work = self.upper()?.work.dir.as_fd();
+        if !is_dir {
             rustix::fs::renameat(work, &temp.name, dir, name)?;
             temp.published();
-            return Ok(made);
+            return Ok(());
         }
         self.make_opaque(work, &temp.name)?;
         match rustix::fs::renameat_with(work, &temp.name, dir, name, RenameFlags::EXCHANGE) {
             // `temp` is the whiteout now, and goes.
-            Ok(()) => Ok(made),
+            Ok(()) => Ok(()),
             Err(Errno::INVAL | Errno::NOSYS) => {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
                 rename_noreplace(work, &temp.name, dir, name)?;
                 temp.published();
-                Ok(made)
+                Ok(())
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Makes an object whose owner, mode and perhaps type are in an attribute: in `work`, so that
+    /// it appears with it.
+    fn create_in_work(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        what: &NewNode<'_>,
+        (caller, mode): (&Caller, u32),
+        upper: &Upper,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let (temp, work) = (upper.work.temp(), upper.work.dir.as_fd());
+        let parent = self.shown_at(dir, OsStr::new(""))?;
+        let set_gid = parent.stx_mode & 0o2000 != 0;
+        let (uid, gid) = self.ids.stored_caller(caller.uid, caller.gid);
+        let mut stat = OverrideStat {
+            uid,
+            gid: if set_gid { parent.stx_gid } else { gid },
+            mode: mode & 0o7777 & !caller.umask,
+            kind: None,
+        };
+        let disk_mode = Mode::from_raw_mode(DISK_MODE);
+        let mut made = None;
+        match what {
+            NewNode::File => made = Some(make_stand_in(work, &temp.name, b"")?),
+            NewNode::Dir => {
+                stat.mode |= if set_gid { 0o2000 } else { 0 };
+                rustix::fs::mkdirat(work, &temp.name, disk_mode)?;
+            }
+            _ if self.ids.stand_ins() => {
+                let target = match what {
+                    NewNode::Symlink(target) => target.as_bytes(),
+                    _ => b"",
+                };
+                stat.kind = Kind::from_mode(what.file_type().as_raw_mode())
+                    .and_then(|kind| override_kind(kind, what.numbers()));
+                make_stand_in(work, &temp.name, target)?;
+            }
+            NewNode::Symlink(target) => rustix::fs::symlinkat(*target, work, &temp.name)?,
+            _ => {
+                let kind = what.file_type();
+                rustix::fs::mknodat(work, &temp.name, kind, disk_mode, what.device())?;
+            }
+        }
+        self.ids.store(work, &temp.name, &stat)?;
+        match rename_noreplace(work, &temp.name, dir, name) {
+            Ok(()) => temp.published(),
+            Err(Errno::EXIST) => {
+                covers_whiteout(dir, name)?;
+                self.put_over_whiteout(temp, matches!(what, NewNode::Dir), dir, name)?;
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(made)
     }
 
     /// Applies `dir`'s default ACL to an object made elsewhere; gives its permission bits.
@@ -389,7 +472,6 @@ impl Overlay {
             let key = self.ns.key(OverlayKey::Opaque);
             return xattr::set_at(dir, name, key, b"y", SetFlags::Any);
         }
-        use std::os::unix::ffi::OsStrExt;
         let fd = super::layer::open_names(dir, std::iter::once(name))?;
         let mark = OsStr::from_bytes(OPAQUE_MARK);
         match rustix::fs::mknodat(&fd, mark, FileType::RegularFile, Mode::empty(), 0) {
@@ -455,7 +537,7 @@ impl Overlay {
             }
         })?;
         self.name_added(&parent, new_name, &node);
-        let st = stat_at(to.as_fd(), new_name)?;
+        let st = self.shown_at(to.as_fd(), new_name)?;
         let found = Found {
             stat: st,
             upper_ino: st.stx_ino,
@@ -469,9 +551,20 @@ impl Overlay {
     }
 }
 
+/// Is there a whiteout under the name of something that is to be made?
+///
+/// # Errors
+/// `EEXIST` if it is something else.
+fn covers_whiteout(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    match stat_opt(dir, name)? {
+        Some(st) if is_whiteout(&st) => Ok(()),
+        _ => Err(Errno::EXIST),
+    }
+}
+
 /// Owner first, then (it takes set-id bits away) the mode again where it has such bits.
-fn set_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) -> Result<(), Errno> {
-    sysfs::chown_at(dir, name, Some(owner.uid), owner.gid)?;
+fn set_owner(ids: &Ids, dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) -> Result<(), Errno> {
+    ids.chown(dir, name, Some(owner.uid), owner.gid)?;
     if owner.mode & 0o6000 != 0 {
         let st = stat_at(dir, name)?;
         let now = u32::from(st.stx_mode);

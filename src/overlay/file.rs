@@ -116,7 +116,7 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.clear_suidgid(fd.as_fd(), OsStr::new(""), how.unprivileged)?;
         self.restore_mtime(&node, fd.as_fd(), how)?;
         Ok(done)
     }
@@ -175,7 +175,7 @@ impl Overlay {
         let flags = FallocateFlags::from_bits_retain(mode);
         self.remember_mtime(&node, fd.as_fd(), how)?;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&*fd, flags, offset, length))?;
-        self.clear_suidgid(fd.as_fd(), how.unprivileged)?;
+        self.clear_suidgid(fd.as_fd(), OsStr::new(""), how.unprivileged)?;
         self.restore_mtime(&node, fd.as_fd(), how)
     }
 
@@ -224,7 +224,7 @@ impl Overlay {
                 length,
             )
         })?;
-        self.clear_suidgid(target_fd.as_fd(), how.unprivileged)?;
+        self.clear_suidgid(target_fd.as_fd(), OsStr::new(""), how.unprivileged)?;
         self.restore_mtime(&target, target_fd.as_fd(), how)?;
         Ok(copied as u64)
     }
@@ -282,7 +282,11 @@ impl Overlay {
 }
 
 /// Opens one file for I/O; the access check was the kernel's.
-fn open_for(dir: BorrowedFd<'_>, name: &OsStr, access: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_for(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    access: OFlags,
+) -> Result<OwnedFd, Errno> {
     if name.is_empty() {
         return crate::sys::fs::reopen(dir, access | OFlags::CLOEXEC | OFlags::NONBLOCK);
     }

@@ -83,9 +83,11 @@ impl Overlay {
         };
         let hex = handle.index_name();
         let found = stat_opt(index.as_fd(), hex.as_ref())?;
-        Ok(found
-            .filter(|st| !super::attr::is_whiteout(st))
-            .map(|st| (hex.into(), st)))
+        let Some(st) = found.filter(|st| !super::attr::is_whiteout(st)) else {
+            return Ok(None);
+        };
+        let st = self.ids.apply(index.as_fd(), hex.as_ref(), st)?;
+        Ok(Some((hex.into(), st)))
     }
 
     /// How many names the merged tree shows of a file that is in the index.

@@ -308,13 +308,12 @@ impl Overlay {
             Some(st) if xattr_whiteouts && is_file(&st) && st.stx_size == 0 => {
                 let key = self.ns.key(OverlayKey::Whiteout);
                 let hidden = xattr::has_at(fd, name, key)?;
-                Ok(if hidden {
-                    Single::Whiteout
-                } else {
-                    Single::Object(st)
-                })
+                if hidden {
+                    return Ok(Single::Whiteout);
+                }
+                Ok(Single::Object(self.ids.apply(fd, name, st)?))
             }
-            Some(st) => Ok(Single::Object(st)),
+            Some(st) => Ok(Single::Object(self.ids.apply(fd, name, st)?)),
             None if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
             None => Ok(Single::Absent),
         }

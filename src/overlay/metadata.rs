@@ -6,9 +6,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, SetTime, stat_at, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec};
 use super::copy_up::CopyData;
 use super::file::WriteHow;
+use super::ids::link_target;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
@@ -43,12 +44,14 @@ impl Overlay {
     /// The attributes that clients see, from statx of the node's topmost object.
     pub(crate) fn attr_from(&self, node: &Node, st: &Statx) -> Result<Attr, Errno> {
         let mut attr = Attr::from_statx(st, self.ino_of(node))?;
+        attr.uid = self.ids.shown_uid(attr.uid);
+        attr.gid = self.ids.shown_gid(attr.gid);
         if let Some(dir) = &node.dir {
             let place = node.place.read();
             let parts = dir.lowers.len() + usize::from(place.has_upper());
             if place.removed {
                 attr.nlink = 0;
-            } else if parts > 1 {
+            } else if parts > 1 || self.config.static_nlink {
                 // As the kernel: counting the merged subdirectories would cost a listing, and 1
                 // tells find(1) and others not to rely on it.
                 attr.nlink = 1;
@@ -80,7 +83,7 @@ impl Overlay {
     }
 
     pub(crate) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
-        let st = self.with_object(node, stat_at)?;
+        let st = self.with_object(node, |dir, name| self.shown_at(dir, name))?;
         self.attr_from(node, &st)
     }
 
@@ -122,16 +125,15 @@ impl Overlay {
             };
             self.remember_mtime(&node, fd.as_fd(), how)?;
             rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&*fd, size))?;
-            self.clear_suidgid(fd.as_fd(), unprivileged)?;
+            self.clear_suidgid(fd.as_fd(), OsStr::new(""), unprivileged)?;
             self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
-            if set.uid.is_some() || set.gid.is_some() {
-                sysfs::chown_at(dir, name, set.uid, set.gid)?;
+            let chown = set.uid.is_some() || set.gid.is_some();
+            if chown && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
+                self.clear_suidgid(dir, name, unprivileged)?;
             }
-            if let Some(perm) = set.perm {
-                sysfs::chmod_at(dir, name, perm & 0o7777)?;
-            }
+            self.set_owner_and_mode(dir, name, set)?;
             let (atime, mtime) = (to_timespec(set.atime), to_timespec(set.mtime));
             match (atime, set.mtime) {
                 (TimeSpec::Omit, None) => {}
@@ -146,7 +148,7 @@ impl Overlay {
                     sysfs::utimens_at(dir, name, atime, mtime)?;
                 }
             }
-            stat_at(dir, name)
+            self.shown_at(dir, name)
         })?;
         self.attr_from(&node, &st)
     }
@@ -157,10 +159,8 @@ impl Overlay {
     /// `EINVAL` if it isn't one.
     pub fn readlink(&self, id: u64) -> Result<OsString, Errno> {
         let node = self.node(id)?;
-        let target = self.with_object(&node, |dir, name| {
-            rustix::fs::readlinkat(dir, name, Vec::new())
-        })?;
-        Ok(OsString::from_vec(target.into_bytes()))
+        let target = self.with_object(&node, |dir, name| link_target(dir, name, &self.ids))?;
+        Ok(OsString::from_vec(target))
     }
 
     /// Space on the file system of upper, or of the topmost lower.
@@ -189,20 +189,21 @@ impl Overlay {
     /// takes away (`setattr_should_drop_suidgid`).
     pub(crate) fn clear_suidgid(
         &self,
-        fd: BorrowedFd<'_>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
         unprivileged: Unprivileged<'_>,
     ) -> Result<(), Errno> {
         let Some(in_group) = unprivileged else {
             return Ok(());
         };
-        let st = stat_at(fd, OsStr::new(""))?;
+        let st = self.shown_at(dir, name)?;
         let mode = u32::from(st.stx_mode) & 0o7777;
         let mut kept = mode & !0o4000;
-        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(st.stx_gid)) {
+        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(self.ids.shown_gid(st.stx_gid))) {
             kept &= !0o2000;
         }
         if kept != mode {
-            sysfs::chmod_at(fd, OsStr::new(""), kept)?;
+            self.set_owner_and_mode(dir, name, &SetAttr::mode(kept))?;
         }
         Ok(())
     }

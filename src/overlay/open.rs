@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::attr::{Kind, dev_of, stat_at, stat_opt};
 use super::fds::{FdCache, PinBudget};
+use super::ids;
 use super::inos::InoMap;
 use super::layer::{DIR_PATH, DIR_READ, Layer, LowerDir, LowerLayers};
 use super::listing::ListingCache;
@@ -120,6 +121,12 @@ impl Overlay {
             config.index &= upper_xattrs;
             prepare_work(&config, upper)?;
         }
+        let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
+        let top = upper.as_ref().map(|u| &u.layer);
+        let ids = ids::open(&config, top.map(|t| t.root.as_fd()), &roots).map_err(|e| {
+            let path = top.map_or(lowers.layers[0].path.as_path(), |t| t.path.as_path());
+            io("keep owners and modes in the attributes of", path)(e)
+        })?;
         let limit = sysfs::raise_nofile().unwrap_or(1024);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1 << 16);
         let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
@@ -129,6 +136,7 @@ impl Overlay {
         let root = make_root(upper.as_ref(), root_dirs)?;
         let overlay = Overlay {
             ns,
+            ids,
             follow_redirects: follows(config.redirect_dir),
             upper_xattrs,
             root_ino: inos.map(root_ino.0, root_ino.1),

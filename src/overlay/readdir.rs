@@ -204,10 +204,17 @@ impl Overlay {
         match kind {
             Some(Kind::File) if xattr_whiteouts => {
                 let hidden = xattr::has_at(fd, e.name, self.ns.key(OverlayKey::Whiteout))?;
-                Ok((!hidden).then_some(Kind::File))
+                if hidden {
+                    return Ok(None);
+                }
+                self.ids.kind_of_file(fd, e.name).map(Some)
             }
+            Some(Kind::File) => self.ids.kind_of_file(fd, e.name).map(Some),
             Some(Kind::CharDevice) | None => match stat_opt(fd, e.name)? {
-                Some(st) if !is_whiteout(&st) => Ok(Kind::from_mode(u32::from(st.stx_mode))),
+                Some(st) if !is_whiteout(&st) => {
+                    let st = self.ids.apply(fd, e.name, st)?;
+                    Ok(Kind::from_mode(u32::from(st.stx_mode)))
+                }
                 _ => Ok(None),
             },
             known => Ok(known),

@@ -108,8 +108,7 @@ impl Overlay {
             let mut place = node.place.write();
             let shown = self.before_unlink(&place, found)?;
             let primary = is_at(&place, parent, name);
-            let last = shown.is_none_or(|n| n <= 1);
-            if primary && found.upper_ino != 0 && (last || place.index().is_none()) {
+            if found.upper_ino != 0 && loses_its_way(primary, shown) {
                 self.keep_object(upper, fd.as_fd(), name, found, &mut place)?;
             }
             self.take_name(upper, parent, fd.as_fd(), name, found)?;
@@ -415,4 +414,13 @@ impl Overlay {
 /// Is this the name by which the node is known?
 pub(crate) fn is_at(place: &Place, parent: &Node, name: &OsStr) -> bool {
     place.parent.as_ref().is_some_and(|p| p.id == parent.id) && *place.name == *name
+}
+
+/// Will nothing lead to an object of upper any more when a name of it goes? In the index it is found
+/// until its last name (of `shown`) goes, elsewhere by the name that it is known by.
+pub(crate) fn loses_its_way(primary: bool, shown: Option<u32>) -> bool {
+    match shown {
+        Some(names) => names <= 1,
+        None => primary,
+    }
 }

@@ -4,6 +4,8 @@
 //! their lower part is). What the source's old name would uncover is whited out in the same system
 //! call that moves it, so that no crash leaves half a rename.
 
+mod plan;
+
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -15,12 +17,13 @@ use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
 use super::lookup::Found;
 use super::node::{Node, Place};
-use super::remove::{is_at, lock_names};
+use super::remove::{is_at, lock_names, loses_its_way};
 use super::{Overlay, ROOT_ID, RedirectDir, Upper};
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
 use crate::format::whiteout::whiteout_name;
 use crate::sys::xattr::{self, SetFlags};
+use plan::{Mark, Plan, Side, Slot, Step, plan_rename};
 
 /// What to do with an existing target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,84 +34,6 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two.
     Exchange,
-}
-
-/// What is to be known of one of the two names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Side {
-    is_dir: bool,
-    /// A directory with lowers merged beneath it.
-    merges: bool,
-    /// A lower shows something under the name: it needs to be hidden when the name goes.
-    covers: bool,
-    /// The directory that the name is in has lowers.
-    parent_merges: bool,
-}
-
-/// What upper has under the target's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    Nothing,
-    Whiteout,
-    File,
-    Dir,
-}
-
-/// How a moved directory is kept from merging with what lies under its new name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    None,
-    Opaque,
-    Redirect,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// Move, leaving nothing.
-    Move,
-    /// Move, leaving a whiteout.
-    MoveAndWhiteout,
-    /// Swap the two names.
-    Exchange,
-    /// Swap with the target's whiteout, which then hides the source's old name.
-    ExchangeWhiteout,
-    /// The same, and remove the whiteout, which hides nothing there.
-    ExchangeAndDropWhiteout,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    source: Mark,
-    target: Mark,
-    step: Step,
-}
-
-/// The table. Pure.
-fn plan_rename(mode: RenameMode, source: Side, target: Side, slot: Slot) -> Plan {
-    let mark = |moved: Side, to: Side| match moved {
-        Side { is_dir: false, .. } => Mark::None,
-        Side { merges: true, .. } => Mark::Redirect,
-        _ if to.parent_merges => Mark::Opaque,
-        _ => Mark::None,
-    };
-    if mode == RenameMode::Exchange {
-        return Plan {
-            source: mark(source, target),
-            target: mark(target, source),
-            step: Step::Exchange,
-        };
-    }
-    let step = match (slot, source.is_dir, source.covers) {
-        (Slot::Whiteout, true, true) => Step::ExchangeWhiteout,
-        (Slot::Whiteout, true, false) => Step::ExchangeAndDropWhiteout,
-        (_, _, true) => Step::MoveAndWhiteout,
-        (_, _, false) => Step::Move,
-    };
-    Plan {
-        source: mark(source, target),
-        target: Mark::None,
-        step,
-    }
 }
 
 /// One of the two names of a rename, with what it stands for.
@@ -600,8 +525,7 @@ impl Overlay {
     ) -> Result<Option<u32>, Errno> {
         let shown = self.before_unlink(place, found)?;
         let primary = is_at(place, to.parent, to.name);
-        let last = shown.is_none_or(|n| n <= 1);
-        if primary && found.upper_ino != 0 && (last || place.index().is_none()) {
+        if found.upper_ino != 0 && loses_its_way(primary, shown) {
             self.keep_object(upper, to_fd, to.name, found, place)?;
         }
         Ok(shown)
@@ -631,81 +555,5 @@ impl Overlay {
         place.removed = left == 0;
         place.upper_alias = false;
         Ok(place.parent.take())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: Side = Side {
-        is_dir: false,
-        merges: false,
-        covers: false,
-        parent_merges: true,
-    };
-    const DIR: Side = Side {
-        is_dir: true,
-        ..FILE
-    };
-
-    #[test]
-    fn a_file_leaves_a_whiteout_only_where_a_lower_shows() {
-        let plan =
-            |covers, slot| plan_rename(RenameMode::Replace, Side { covers, ..FILE }, FILE, slot);
-        assert_eq!(plan(false, Slot::Nothing).step, Step::Move);
-        assert_eq!(plan(true, Slot::Nothing).step, Step::MoveAndWhiteout);
-        assert_eq!(plan(true, Slot::File).step, Step::MoveAndWhiteout);
-        assert_eq!(plan(false, Slot::Whiteout).step, Step::Move);
-        assert_eq!(plan(true, Slot::Whiteout).source, Mark::None);
-    }
-
-    #[test]
-    fn a_directory_onto_a_whiteout_is_exchanged_with_it() {
-        let plan = |covers| {
-            plan_rename(
-                RenameMode::Replace,
-                Side { covers, ..DIR },
-                FILE,
-                Slot::Whiteout,
-            )
-        };
-        assert_eq!(plan(true).step, Step::ExchangeWhiteout);
-        assert_eq!(plan(false).step, Step::ExchangeAndDropWhiteout);
-    }
-
-    #[test]
-    fn a_merged_directory_gets_a_redirect_and_a_new_one_is_made_opaque() {
-        let merged = Side {
-            merges: true,
-            covers: true,
-            ..DIR
-        };
-        let plan = plan_rename(RenameMode::Replace, merged, FILE, Slot::Nothing);
-        assert_eq!(
-            (plan.source, plan.step),
-            (Mark::Redirect, Step::MoveAndWhiteout)
-        );
-        let plan = plan_rename(RenameMode::Replace, DIR, FILE, Slot::Nothing);
-        assert_eq!((plan.source, plan.step), (Mark::Opaque, Step::Move));
-        let pure = Side {
-            parent_merges: false,
-            ..FILE
-        };
-        let plan = plan_rename(RenameMode::NoReplace, DIR, pure, Slot::Nothing);
-        assert_eq!(plan.source, Mark::None);
-    }
-
-    #[test]
-    fn an_exchange_marks_both_and_leaves_no_whiteout() {
-        let merged = Side {
-            merges: true,
-            covers: true,
-            ..DIR
-        };
-        let plan = plan_rename(RenameMode::Exchange, merged, DIR, Slot::Dir);
-        assert_eq!(plan.source, Mark::Redirect);
-        assert_eq!(plan.target, Mark::Opaque);
-        assert_eq!(plan.step, Step::Exchange);
     }
 }

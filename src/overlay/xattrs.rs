@@ -7,6 +7,7 @@ use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
 use super::Overlay;
+use super::attr::SetAttr;
 use super::copy_up::CopyData;
 use super::node::Node;
 use crate::sys::xattr::{self, SetFlags};
@@ -18,7 +19,10 @@ impl Overlay {
     /// The name under which a client's attribute is stored; `None` for names that are nobody's.
     fn stored_name(&self, name: &OsStr) -> Result<Option<CString>, Errno> {
         let name = name.as_bytes();
-        if name.starts_with(FOREIGN_MARKS) {
+        if self.ids.refuses_acl(name) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if name.starts_with(FOREIGN_MARKS) || self.ids.hides(name) {
             return Ok(None);
         }
         let stored = self.ns.to_stored(name);
@@ -39,7 +43,8 @@ impl Overlay {
         let Some(key) = self.stored_name(name)? else {
             return Err(Errno::NODATA);
         };
-        self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))
+        let value = self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
+        self.ids.shown_value(name, value)
     }
 
     /// The names of all extended attributes, each ended by a NUL. `trusted`: also those that only
@@ -52,7 +57,10 @@ impl Overlay {
         let stored = self.with_object(&node, xattr::list_at)?;
         let mut shown = Vec::with_capacity(stored.len());
         for name in stored.split(|b| *b == 0).filter(|n| !n.is_empty()) {
-            if name.starts_with(FOREIGN_MARKS) || (!trusted && name.starts_with(b"trusted.")) {
+            if name.starts_with(FOREIGN_MARKS)
+                || self.ids.hides(name)
+                || (!trusted && name.starts_with(b"trusted."))
+            {
                 continue;
             }
             if let Some(name) = self.ns.to_shown(name) {
@@ -77,6 +85,8 @@ impl Overlay {
     ) -> Result<(), Errno> {
         let node = self.node(id)?;
         let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
+        let mapped = self.ids.stored_value(name, value)?;
+        let value = mapped.as_deref().unwrap_or(value);
         self.ensure_upper(&node, CopyData::All)?;
         self.with_object(&node, |dir, name| {
             xattr::set_at(dir, name, &key, value, flags)
@@ -119,11 +129,11 @@ impl Overlay {
         let node = self.node(id)?;
         self.ensure_upper(&node, CopyData::All)?;
         self.with_object(&node, |dir, name| {
-            let mode = u32::from(super::attr::stat_at(dir, name)?.stx_mode);
+            let mode = u32::from(self.shown_at(dir, name)?.stx_mode);
             if mode & 0o2000 == 0 {
                 return Ok(());
             }
-            crate::sys::fs::chmod_at(dir, name, mode & 0o5777)
+            self.set_owner_and_mode(dir, name, &SetAttr::mode(mode & 0o5777))
         })
     }
 }

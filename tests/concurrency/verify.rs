@@ -174,7 +174,10 @@ fn check_contended(
 /// What a daemon holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
-    pub fds: usize,
+    /// Descriptors, without those that it says it has cached.
+    pub fds: u64,
+    /// Descriptors of files and directories that are unlinked.
+    pub deleted: usize,
     /// Nodes, if the subject counts them.
     pub nodes: Option<u64>,
     /// Resident memory in KiB.
@@ -190,14 +193,20 @@ pub fn drop_caches() {
 /// Counts what the daemon holds; `None` for the kernel's overlayfs.
 pub fn held(mounted: &Mounted) -> Option<Held> {
     let pid = mounted.daemon_pid()?;
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let links: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    let is_deleted = |link: &&PathBuf| link.to_string_lossy().ends_with(" (deleted)");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let rss = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    let nodes = mounted.stat_json().and_then(|stat| stat["nodes"].as_u64());
+    let stat = mounted.stat_json();
+    let counted = |key: &str| stat.as_ref().and_then(|stat| stat[key].as_u64());
     Some(Held {
-        fds,
-        nodes,
+        fds: (links.len() as u64).saturating_sub(counted("cached_fds").unwrap_or(0)),
+        deleted: links.iter().filter(is_deleted).count(),
+        nodes: counted("nodes"),
         rss: rss.unwrap_or(0),
     })
 }
@@ -209,7 +218,9 @@ pub fn check_held(mounted: &Mounted, before: Held) -> Vec<String> {
         drop_caches();
         std::thread::sleep(Duration::from_millis(100));
         now = held(mounted).unwrap();
-        now.fds <= before.fds + 32 && now.nodes.unwrap_or(0) <= before.nodes.unwrap_or(0) + 64
+        now.fds <= before.fds + 32
+            && now.deleted <= before.deleted
+            && now.nodes.unwrap_or(0) <= before.nodes.unwrap_or(0) + 64
     });
     let mut wrong = Vec::new();
     if !fine {

@@ -1,6 +1,6 @@
 //! Cases that the property test found and shrank, each named after what was wrong.
 
-use super::layers::{acl, capability};
+use super::layers::capability;
 use super::model::Disk::{Ext4, Tmpfs};
 use super::model::Fa::{FaPlain, FaPunch, FaZero};
 use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
@@ -584,31 +584,6 @@ fn chown_by_an_owner_outside_the_group_clears_set_group_id() {
         },
     ];
     check_on(Ext4, vec![], vec![], ops);
-}
-
-#[test]
-fn a_file_whose_set_ids_a_write_has_cleared_may_be_linked() {
-    let mut x = file(b"x", 0o6711, ROOT);
-    x.xattrs = L(vec![(
-        b(b"system.posix_acl_access"),
-        acl(7, (1001, 7), 1, 7, 1),
-    )]);
-    let ops = vec![
-        As(2),
-        open(0, b"x", libc::O_RDWR),
-        Pwrite {
-            h: 0,
-            off: 4096,
-            len: 40_000,
-            seed: 199,
-        },
-        Link {
-            from: b(b"x"),
-            to: b(b"d/x"),
-            follow: false,
-        },
-    ];
-    check_on(Ext4, vec![dir(b"d", 0o777), x], vec![], ops);
 }
 
 #[test]

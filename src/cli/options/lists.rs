@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::overlay::IdMap;
+
 /// Why a list can't be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
@@ -119,18 +121,8 @@ pub fn split_lowers(raw: &OsStr) -> Result<Lowers, ListError> {
     }
 }
 
-/// One row of `uidmapping=`: `count` ids from `inside` on are stored as those from `outside` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdMap {
-    /// The first id as the mount's users see it.
-    pub inside: u32,
-    /// The first id as the layers hold it.
-    pub outside: u32,
-    /// How many ids.
-    pub count: u32,
-}
-
-/// `[:]IN:OUT:COUNT[:IN:OUT:COUNT…]`, as container engines write it; `None` when it is anything else.
+/// `[:]STORED:SHOWN:COUNT[:STORED:SHOWN:COUNT…]`, as container engines write it, in the order in which
+/// fuse-overlayfs reads it; `None` when it is anything else.
 pub fn id_maps(raw: &str) -> Option<Vec<IdMap>> {
     let raw = raw.strip_prefix(':').unwrap_or(raw);
     let numbers: Vec<u32> = raw
@@ -140,9 +132,9 @@ pub fn id_maps(raw: &str) -> Option<Vec<IdMap>> {
     let rows: Vec<IdMap> = numbers
         .chunks_exact(3)
         .filter_map(|row| match row {
-            &[inside, outside, count] => Some(IdMap {
-                inside,
-                outside,
+            &[stored, shown, count] => Some(IdMap {
+                stored,
+                shown,
                 count,
             }),
             _ => None,
@@ -151,8 +143,8 @@ pub fn id_maps(raw: &str) -> Option<Vec<IdMap>> {
     let complete = !rows.is_empty() && rows.len() * 3 == numbers.len();
     let sound = |row: &IdMap| {
         row.count > 0
-            && row.inside.checked_add(row.count - 1).is_some()
-            && row.outside.checked_add(row.count - 1).is_some()
+            && row.stored.checked_add(row.count - 1).is_some()
+            && row.shown.checked_add(row.count - 1).is_some()
     };
     (complete && rows.iter().all(sound)).then_some(rows)
 }
@@ -237,9 +229,9 @@ mod tests {
 
     #[test]
     fn id_maps_come_in_threes() {
-        let row = |inside, outside, count| IdMap {
-            inside,
-            outside,
+        let row = |stored, shown, count| IdMap {
+            stored,
+            shown,
             count,
         };
         assert_eq!(id_maps("0:1000:1"), Some(vec![row(0, 1000, 1)]));

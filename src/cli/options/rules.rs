@@ -1,6 +1,6 @@
 //! What options must hold against each other, and what of them is not implemented.
 
-use super::{Dialect, IdMap, MountOptions, OptionError};
+use super::{Dialect, MountOptions, OptionError};
 use crate::fuse::Passthrough;
 use crate::overlay::RedirectDir;
 
@@ -102,6 +102,10 @@ const CONFLICTS: &[Conflict] = &[
     },
 ];
 
+fn passes_through(options: &MountOptions) -> bool {
+    options.passthrough == Some(Passthrough::On)
+}
+
 fn makes_metacopies(options: &MountOptions) -> bool {
     options.metacopy == Some(true)
 }
@@ -144,17 +148,12 @@ type Missing = (
 
 #[rustfmt::skip]
 const MISSING: &[Missing] = &[
-    (|o| maps_ids(&o.uid_map), "uidmapping", "files would have the wrong owners", Weight::Changes),
-    (|o| maps_ids(&o.gid_map), "gidmapping", "files would have the wrong groups", Weight::Changes),
-    (|o| o.squash.uid.is_some(), "squash_to_uid", "files would have their own owners", Weight::Changes),
-    (|o| o.squash.gid.is_some(), "squash_to_gid", "files would have their own groups", Weight::Changes),
-    (|o| o.xattr_permissions != 0, "xattr_permissions", "owners and modes would be those on disk", Weight::Changes),
     (|o| o.ino32, "ino32_t", "inode numbers would not fit 32 bits", Weight::Changes),
     (exports, "nfs_export=on", "file handles would go stale at a remount", Weight::Changes),
     (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
     (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
     (makes_metacopies, "metacopy=on", "data is copied up with the attributes", Weight::Harmless),
-    (|o| o.static_nlink, "static_nlink", "directories have the link counts of POSIX", Weight::Harmless),
+    (passes_through, "passthrough=on", "file data goes through the daemon", Weight::Harmless),
     (|o| o.uuid_on, "uuid=on", "statfs shows an id of this mount only", Weight::Harmless),
 ];
 
@@ -180,19 +179,9 @@ pub fn implemented(
         }
     }
     options.metacopy = options.metacopy.map(|_| false);
-    options.static_nlink = false;
     options.uuid_on = false;
+    options.passthrough = options.passthrough.filter(|p| *p != Passthrough::On);
     Ok(())
-}
-
-/// Whether the maps change any id: a single row that maps all of them to themselves does not.
-fn maps_ids(maps: &[IdMap]) -> bool {
-    let everything = IdMap {
-        inside: 0,
-        outside: 0,
-        count: u32::MAX,
-    };
-    !maps.is_empty() && maps != [everything]
 }
 
 fn redirect_word(mode: RedirectDir) -> &'static str {

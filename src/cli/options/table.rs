@@ -252,15 +252,15 @@ const FUSE: &[Known] = &[
 const FUSE_OVERLAYFS: &[Known] = &[
     value(
         "uidmapping",
-        "[:]IN:OUT:COUNT[:…]",
+        "[:]STORED:SHOWN:COUNT[:…]",
         |o, v| map(v).map(|m| o.uid_map = m),
-        "",
+        "show other user ids than those stored",
     ),
     value(
         "gidmapping",
-        "[:]IN:OUT:COUNT[:…]",
+        "[:]STORED:SHOWN:COUNT[:…]",
         |o, v| map(v).map(|m| o.gid_map = m),
-        "",
+        "show other group ids than those stored",
     ),
     flag(
         "squash_to_root",
@@ -270,22 +270,31 @@ const FUSE_OVERLAYFS: &[Known] = &[
                 gid: Some(0),
             }
         },
-        "",
+        "show everything as root's",
     ),
     value(
         "squash_to_uid",
         "a user id",
         |o, v| number(v).map(|id| o.squash.uid = Some(id)),
-        "",
+        "show everything as this user's",
     ),
     value(
         "squash_to_gid",
         "a group id",
         |o, v| number(v).map(|id| o.squash.gid = Some(id)),
-        "",
+        "show everything as this group's",
     ),
-    value("xattr_permissions", "0, 1 or 2", set_xattr_permissions, ""),
-    switch("static_nlink", |o, on| o.static_nlink = on, ""),
+    value(
+        "xattr_permissions",
+        "0, 1 or 2",
+        set_xattr_permissions,
+        "keep owners and modes in attributes: 1 security.*, 2 user.*",
+    ),
+    switch(
+        "static_nlink",
+        |o, on| o.static_nlink = on,
+        "directories have one link",
+    ),
     switch("ino32_t", |o, on| o.ino32 = on, ""),
     switch(
         "threaded",
@@ -448,7 +457,7 @@ fn number(value: &OsStr) -> Option<u32> {
     value.to_str()?.parse().ok()
 }
 
-fn map(value: &OsStr) -> Option<Vec<lists::IdMap>> {
+fn map(value: &OsStr) -> Option<Vec<crate::overlay::IdMap>> {
     lists::id_maps(value.to_str()?)
 }
 
