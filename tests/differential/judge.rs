@@ -77,25 +77,41 @@ impl Ids {
     }
 }
 
-/// Compares every outcome of the kernel's overlayfs with the plain copy's. True if they diverge
-/// from some operation on, by a named deviation.
-pub fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
+/// Compares every outcome of the kernel's overlayfs with the plain copy's, and its tree at the end.
+/// True if they diverge from some operation on, by a named deviation.
+pub fn judge_kernel(
+    plain: &Log,
+    kernel: &[Outcome],
+    (kernel_tree, plain_tree): (&Tree, &Tree),
+) -> Result<bool, Failure> {
     let mut history = History::default();
+    let excused = |history: &History, failure: Failure| {
+        if history.may_resurrect() {
+            deviations::count(deviations::RESURRECTION);
+            return Ok(true);
+        }
+        Err(failure)
+    };
     for (i, (step, got)) in plain.iter().zip(kernel).enumerate() {
         if history.ends_here(&step.op, &step.outcome) {
             return Ok(true);
         }
-        same_outcome(step, got, &history, true).map_err(|failure| Failure {
-            class: format!("kernel-{}", failure.class),
-            text: format!(
+        if let Err(failure) = same_outcome(step, got, &history, true) {
+            let text = format!(
                 "the kernel deviates, by no name, at operation {i}: {:?}\n{}",
                 step.op, failure.text
-            ),
-            at: Some(i),
-        })?;
-        history.add(&step.op, &step.outcome);
+            );
+            let class = format!("kernel-{}", failure.class);
+            let at = Some(i);
+            return excused(&history, Failure { class, text, at });
+        }
+        history.add(step);
     }
-    Ok(false)
+    let what = "the kernel's tree and the plain copy";
+    match same_trees("kernel", what, kernel_tree, plain_tree, How::Kernel) {
+        Ok(()) => Ok(false),
+        Err(failure) => excused(&history, failure),
+    }
 }
 
 pub fn same_outcome(

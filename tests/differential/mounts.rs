@@ -89,8 +89,14 @@ pub fn kernel_with(dirs: &Dirs, options: &str) -> Made<Mounted> {
     data.push(options);
     let data =
         std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
-    rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str())
-        .map_err(|error| format!("kernel overlay mount {data:?}: {error}"))?;
+    // EBUSY: another process's mount namespace still has the mount that was just unmounted.
+    wait_for("kernel overlay mount", || {
+        match rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str()) {
+            Ok(()) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(error) => Err(format!("kernel overlay mount {data:?}: {error}")),
+        }
+    })?;
     Ok(Mounted {
         path: dirs.merged.clone(),
         subject: None,
@@ -261,7 +267,8 @@ fn run(command: &mut Command) -> Made<()> {
 }
 
 fn is_mounted(path: &Path) -> Made<bool> {
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let table = fs::read("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let table = String::from_utf8_lossy(&table);
     let path = path.to_string_lossy();
     Ok(table
         .lines()
@@ -302,7 +309,8 @@ fn holders(path: &Path) -> String {
             }
         }
     }
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
     let path = path.to_string_lossy();
     found.extend(
         table

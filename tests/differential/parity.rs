@@ -70,9 +70,23 @@ pub fn run(
     mounted
         .unmount()
         .map_err(|text| Failure::new("unmount", text))?;
-    if judge(&log, &outcomes)? {
+    let result = judge(&log, &outcomes).and_then(|ended| match ended {
+        true => Ok(()),
+        false => compare(&place, t0, tree, kernel_tree),
+    });
+    let mut history = History::default();
+    log.iter().for_each(|step| history.add(step));
+    if result.is_err() && history.may_resurrect() {
+        deviations::count(deviations::RESURRECTION);
         return Ok(());
     }
+    result
+}
+
+type Read = Result<Tree, rustix::io::Errno>;
+
+/// Compares what is shown, and what lies in the uppers.
+fn compare(place: &Place, t0: i64, tree: Read, kernel_tree: Read) -> Result<(), Failure> {
     let text = |error: rustix::io::Errno| error.to_string();
     let (tree, kernel_tree) = (
         setup(tree.map_err(text))?,
@@ -179,7 +193,7 @@ fn judge(kernel: &Log, subject: &Log) -> Result<bool, Failure> {
                 ..Failure::new(&format!("outcome {}", want.op.name()), text)
             });
         }
-        history.add(&want.op, &want.outcome);
+        history.add(want);
     }
     Ok(false)
 }
