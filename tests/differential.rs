@@ -32,6 +32,7 @@ mod differential {
     mod random_layers;
     mod random_ops;
     mod random_paths;
+    mod random_scenes;
     mod regressions;
     mod rng;
     mod run;
