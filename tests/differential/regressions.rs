@@ -673,6 +673,45 @@ fn chown_of_a_lower_file_by_its_owner_clears_set_group_id() {
     check_on(Ext4, vec![file(b"x", 0o2644, 1001)], vec![], ops);
 }
 
+#[test]
+fn a_file_whose_set_group_id_a_write_has_cleared_may_be_linked() {
+    let put = Put {
+        path: b(b"x"),
+        flags: O(libc::O_WRONLY),
+        mode: M(0),
+        off: 0,
+        len: 4096,
+        seed: 217,
+    };
+    let ops = vec![
+        Chmod {
+            path: b(b"x"),
+            mode: M(0o2777),
+        },
+        As(1),
+        put,
+        Link {
+            from: b(b"x"),
+            to: b(b"d/x"),
+            follow: false,
+        },
+        Link {
+            from: b(b"y"),
+            to: b(b"d/y"),
+            follow: false,
+        },
+    ];
+    check_on(Ext4, linked(), vec![], ops.clone());
+    let lowers = vec![[vec![dir(b"", 0o755)], linked()].concat()];
+    check(Case {
+        disk: Ext4,
+        options: ",writeback=0",
+        lowers,
+        before: vec![],
+        ops,
+    });
+}
+
 /// With `index=off` the kernel's overlayfs is the truth.
 fn check_without_index(lower: Vec<Entry>, ops: Vec<Op>) {
     let lowers = vec![[vec![dir(b"", 0o755)], lower].concat()];
