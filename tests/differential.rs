@@ -34,6 +34,7 @@ mod differential {
     mod random_paths;
     mod random_scenes;
     mod regressions;
+    mod regressions_links;
     mod rng;
     mod run;
     mod shrink;

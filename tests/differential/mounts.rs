@@ -344,6 +344,9 @@ pub struct Disks {
 impl Disks {
     /// What `wanted` needs of ext4, XFS and tmpfs, below a new directory of `/var/tmp`.
     pub fn new(wanted: &[Disk]) -> Made<Disks> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("this test mounts file systems and changes owners: it needs root".into());
+        }
         let base = tempfile::Builder::new()
             .prefix("rovl-diff.")
             .tempdir_in("/var/tmp")
