@@ -42,6 +42,7 @@ mod metacopy;
 mod metadata;
 pub mod mountinfo;
 mod node;
+mod opaque;
 mod open;
 mod readdir;
 mod remove;
@@ -84,6 +85,17 @@ pub(crate) struct Upper {
     pub work: Work,
 }
 
+/// How a directory with a lower part is moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// A redirect says where the lower part is.
+    Redirect,
+    /// Everything in it is copied up first: redirects can't be stored, or would not be followed.
+    Copy,
+    /// Not at all: `EXDEV`.
+    Refused,
+}
+
 /// A merged tree.
 pub struct Overlay {
     pub(crate) config: Config,
@@ -103,6 +115,8 @@ pub struct Overlay {
     /// Modification times that cached writes must leave, of files that were written.
     pub(crate) mtimes: DashMap<u64, Timestamp>,
     pub(crate) follow_redirects: bool,
+    /// What a rename does with a directory that has a lower part.
+    pub(crate) moves: Moves,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
     pub(crate) counters: Counters,
@@ -146,7 +160,7 @@ impl Overlay {
         }
         if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
-            for lower in &dir.lowers {
+            for lower in dir.first_lowers() {
                 self.fds.remove(FdKey::LowerDir(lower.uid));
             }
         }
@@ -270,7 +284,7 @@ impl Overlay {
             if node.place.read().has_upper() {
                 return f(self.upper_dir_fd(node)?.as_fd(), empty);
             }
-            let lower = dir.lowers.first().ok_or(Errno::STALE)?;
+            let lower = dir.lowers().first().ok_or(Errno::STALE)?;
             return f(self.lowers.dir_fd(&self.fds, lower)?.as_fd(), empty);
         }
         let parent = node.place.read().parent.clone();

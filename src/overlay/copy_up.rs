@@ -498,7 +498,7 @@ impl Overlay {
     /// The handle of the lower object that a node's copy comes from.
     fn lower_handle(&self, node: &Node) -> Result<Option<OverlayHandle>, Errno> {
         let layer = match (&node.dir, &node.place.read().lower) {
-            (Some(dir), _) => dir.lowers.first().map(|d| d.layer),
+            (Some(dir), _) => dir.lowers().first().map(|d| d.layer),
             (None, lower) => lower.as_ref().map(|l| l.dir.layer),
         };
         let Some(layer) = layer else { return Ok(None) };

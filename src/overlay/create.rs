@@ -474,9 +474,15 @@ impl Overlay {
             let key = self.ns.key(OverlayKey::Opaque);
             return xattr::set_at(dir, name, key, b"y", SetFlags::Any);
         }
-        let fd = super::layer::open_names(dir, std::iter::once(name))?;
+        let opened;
+        let fd = if name.is_empty() {
+            dir
+        } else {
+            opened = super::layer::open_names(dir, std::iter::once(name))?;
+            opened.as_fd()
+        };
         let mark = OsStr::from_bytes(OPAQUE_MARK);
-        match rustix::fs::mknodat(&fd, mark, FileType::RegularFile, Mode::empty(), 0) {
+        match rustix::fs::mknodat(fd, mark, FileType::RegularFile, Mode::empty(), 0) {
             Err(Errno::EXIST) => Ok(()),
             other => other,
         }

@@ -46,7 +46,7 @@ pub(crate) struct Step {
 impl<'a> Descent<'a> {
     /// Begins with the lowers of `parent`, but for the topmost `skip`.
     pub(crate) fn new(parent: &'a DirPart, skip: usize, name: &OsStr) -> Descent<'a> {
-        let in_parent = parent.lowers.get(skip..).unwrap_or_default();
+        let in_parent = parent.lowers().get(skip..).unwrap_or_default();
         Descent {
             in_parent,
             layer: 0,

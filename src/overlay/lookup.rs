@@ -117,7 +117,7 @@ impl Overlay {
                     return Ok(Some(found));
                 }
                 Single::Object(st) => {
-                    if dir.lowers.is_empty() && !self.follow_redirects {
+                    if dir.lowers().is_empty() && !self.follow_redirects {
                         return Ok(found_dir(Some((st, DirMarks::default())), Vec::new()));
                     }
                     let marks = self.dir_marks(fd.as_fd(), name)?;
@@ -384,7 +384,7 @@ impl Overlay {
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
     pub(crate) fn lower_has(&self, parent: &Node, name: &OsStr) -> Result<bool, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        for at in &dir.lowers {
+        for at in dir.lowers() {
             let fd = self.lowers.dir_fd(&self.fds, at)?;
             match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
                 Single::Whiteout => return Ok(false),

@@ -48,7 +48,7 @@ impl Overlay {
         attr.gid = self.ids.shown_gid(attr.gid);
         if let Some(dir) = &node.dir {
             let place = node.place.read();
-            let parts = dir.lowers.len() + usize::from(place.has_upper());
+            let parts = dir.lowers().len() + usize::from(place.has_upper());
             if place.removed {
                 attr.nlink = 0;
             } else if parts > 1 || self.config.static_nlink {

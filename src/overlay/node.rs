@@ -8,7 +8,7 @@ use dashmap::mapref::entry::Entry;
 use parking_lot::{Mutex, RwLock};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -132,8 +132,10 @@ impl Remembered {
 
 /// What only directories have.
 pub(crate) struct DirPart {
-    /// Immutable. The directories that are merged beneath upper's, top to bottom.
-    pub lowers: Box<[Arc<LowerDir>]>,
+    /// Immutable. The directories that were merged beneath upper's when it was found.
+    all_lowers: Box<[Arc<LowerDir>]>,
+    /// Has upper's directory become opaque since? Written with `names` locked exclusively.
+    opaque: AtomicBool,
     /// Shared by lookups and listings, exclusive for whoever changes a name in the directory.
     pub names: RwLock<()>,
     /// Redirect stored on the upper directory. Protected by `names` of the parent.
@@ -153,7 +155,8 @@ pub(crate) struct DirPart {
 impl DirPart {
     pub(crate) fn new(lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>) -> DirPart {
         DirPart {
-            lowers: lowers.into_boxed_slice(),
+            all_lowers: lowers.into_boxed_slice(),
+            opaque: AtomicBool::new(false),
             names: RwLock::new(()),
             redirect: Mutex::new(redirect),
             generation: AtomicU64::new(0),
@@ -162,6 +165,24 @@ impl DirPart {
             aufs: AufsFlag::new(),
             xattr_whiteouts: false,
         }
+    }
+
+    /// The directories that are merged beneath upper's, top to bottom.
+    pub(crate) fn lowers(&self) -> &[Arc<LowerDir>] {
+        if self.opaque.load(Ordering::Acquire) {
+            return &[];
+        }
+        &self.all_lowers
+    }
+
+    /// Those that were merged when the node was made: they say what it is, and what it held open.
+    pub(crate) fn first_lowers(&self) -> &[Arc<LowerDir>] {
+        &self.all_lowers
+    }
+
+    /// Upper's directory is opaque from here on.
+    pub(crate) fn set_opaque(&self) {
+        self.opaque.store(true, Ordering::Release);
     }
 }
 

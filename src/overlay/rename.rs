@@ -18,7 +18,7 @@ use super::copy_up::{CopyData, set_times};
 use super::lookup::Found;
 use super::node::{DataAt, Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
-use super::{Overlay, ROOT_ID, RedirectDir, Upper};
+use super::{Moves, Overlay, ROOT_ID, Upper};
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
 use crate::format::whiteout::whiteout_name;
@@ -97,16 +97,13 @@ impl Overlay {
         if target.is_some_and(|t| t.id == source.id) {
             return Ok(Vec::new()); // two names of one object: nothing happens
         }
-        for node in [parent, new_parent, source] {
-            self.ensure_upper(node, CopyData::Nothing)?;
+        for dir in [parent, new_parent] {
+            self.ensure_upper(dir, CopyData::All)?;
         }
-        self.ensure_redirectable(source)?;
+        self.prepare_move(source)?;
         if let Some(target) = target {
             match mode {
-                RenameMode::Exchange => {
-                    self.ensure_upper(target, CopyData::Nothing)?;
-                    self.ensure_redirectable(target)?;
-                }
+                RenameMode::Exchange => self.prepare_move(target)?,
                 _ => self.index_before_removal(new_parent, new_name)?,
             }
         }
@@ -150,20 +147,30 @@ impl Overlay {
             }
             at = dir.place.read().parent.clone();
         }
-        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let exchanged = target.filter(|_| mode == RenameMode::Exchange);
         let moved_dir = merges(source) || exchanged.is_some_and(merges);
-        if moved_dir && (self.config.redirect_dir != RedirectDir::On || !self.upper_xattrs) {
+        if moved_dir && self.moves == Moves::Refused {
             return Err(Errno::XDEV);
         }
         Ok(())
+    }
+
+    /// Brings to upper what is about to move.
+    fn prepare_move(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        self.ensure_upper(node, CopyData::Nothing)?;
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
+        if merges && self.moves == Moves::Copy {
+            self.ensure_opaque_tree(node)?;
+        }
+        self.ensure_redirectable(node)
     }
 
     /// Resolves one end with everything locked.
     fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
         let found = self.resolve(parent, name)?;
         let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
-        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let side = Side {
             is_dir: found.as_ref().is_some_and(|f| is_dir(&f.stat)),
             merges: node
@@ -236,7 +243,7 @@ impl Overlay {
 
     /// Gives a name of a hard link that was copied up under another of its names a place in upper
     /// (`ovl_link_up`), so that it can be moved.
-    fn ensure_alias(
+    pub(crate) fn ensure_alias(
         &self,
         node: &Node,
         dir: BorrowedFd<'_>,
