@@ -45,6 +45,7 @@ mod node;
 mod opaque;
 mod open;
 mod readdir;
+mod refresh;
 mod remove;
 mod rename;
 mod stats;
@@ -60,6 +61,7 @@ pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
 pub use open::OpenError;
 pub use readdir::ListedEntry;
+pub use refresh::KnownName;
 pub use rename::RenameMode;
 pub use stats::{Counters, Snapshot};
 
@@ -160,7 +162,7 @@ impl Overlay {
         }
         if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
-            for lower in dir.first_lowers() {
+            for lower in dir.lowers().iter() {
                 self.fds.remove(FdKey::LowerDir(lower.uid));
             }
         }
@@ -284,7 +286,8 @@ impl Overlay {
             if node.place.read().has_upper() {
                 return f(self.upper_dir_fd(node)?.as_fd(), empty);
             }
-            let lower = dir.lowers().first().ok_or(Errno::STALE)?;
+            let lowers = dir.lowers();
+            let lower = lowers.first().ok_or(Errno::STALE)?;
             return f(self.lowers.dir_fd(&self.fds, lower)?.as_fd(), empty);
         }
         let parent = node.place.read().parent.clone();

@@ -61,6 +61,10 @@ impl AufsFlag {
         }
     }
 
+    pub(crate) fn forget(&self) {
+        self.0.store(AufsMarks::Unknown as u8, Ordering::Release);
+    }
+
     pub(crate) fn set(&self, present: bool) {
         let value = if present {
             AufsMarks::Present
