@@ -154,9 +154,7 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
-        if node.apart {
-            self.inos.unbind(node.place.read().upper_ino, node.id);
-        }
+        self.inos.unbind(node.place.read().upper_ino, node.id);
         if node.kind == Kind::File {
             self.mtimes.remove(&node.id);
         }

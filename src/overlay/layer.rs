@@ -34,6 +34,8 @@ pub(crate) struct Layer {
     pub uuid: [u8; 16],
     /// Can its objects be named by file handles?
     pub has_handles: bool,
+    /// Can they be opened by them, too? That takes privileges.
+    pub opens_handles: bool,
 }
 
 /// What is known of `.wh.NAME` files in one directory.
