@@ -32,7 +32,7 @@ mod view;
 
 use std::path::Path;
 
-use namespace::Namespace;
+use cell::Namespace;
 use support::{LoopFs, Scratch, require_program, require_root};
 
 const MIB: u64 = 1 << 20;
@@ -83,7 +83,7 @@ fn matrix(kind: &str, namespace: Namespace) {
         require_program(program);
     }
     let (disk, other) = (Disk::new(kind), Disk::new("tmpfs"));
-    let failures = namespace.run(&disk.path(), &other.path());
+    let failures = namespace::run(namespace, &disk.path(), &other.path());
     assert!(
         failures.is_empty(),
         "{} kinds of failures:\n{}",
@@ -97,7 +97,11 @@ fn matrix(kind: &str, namespace: Namespace) {
 #[ignore = "a part of the tests in a user namespace, which start it"]
 fn part_in_a_namespace() {
     if let Some(orders) = namespace::Orders::from_env() {
-        let failures = run::run_all(Path::new(&orders.disk), Path::new(&orders.other), true);
+        let failures = run::run_all(
+            Path::new(&orders.disk),
+            Path::new(&orders.other),
+            Namespace::User,
+        );
         std::fs::write(&orders.answer, failures.join("\0")).unwrap();
     }
 }

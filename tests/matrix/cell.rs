@@ -83,12 +83,53 @@ impl Cell {
     }
 }
 
-/// Cells that Linux refuses and rovl need not.
+/// Where the cells run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// As root of the machine.
+    Initial,
+    /// As root of a user namespace.
+    User,
+}
+
+/// Cells in which rovl does what Linux can't.
 pub struct Liberty {
     pub name: &'static str,
     pub why: &'static str,
-    pub applies: fn(&Cell, bool) -> bool,
+    applies: fn(&Cell, Namespace) -> bool,
 }
 
-/// All of them; anything else that Linux refuses, rovl must refuse.
-pub const LIBERTIES: &[Liberty] = &[];
+impl Liberty {
+    /// Whether the cell is one of them; told once for each kind.
+    pub fn applies(&self, cell: &Cell, namespace: Namespace) -> bool {
+        (self.applies)(cell, namespace)
+    }
+}
+
+/// In a user namespace Linux can't keep privileged marks, and mounts without any, or not at all where a redirect
+/// would need one. rovl keeps them in `user.overlay.*`, with or without `userxattr`, and follows redirects with
+/// no more rights than its user has.
+pub const OWN_MARKS: Liberty = Liberty {
+    name: "own-marks",
+    why: "in a user namespace without userxattr Linux keeps no marks; rovl keeps them in user.overlay.*",
+    applies: |cell, namespace| namespace == Namespace::User && !cell.userxattr && !cell.metacopy,
+};
+
+/// Linux opens the lower file by its handle, which needs CAP_DAC_READ_SEARCH in the initial namespace; without
+/// it `index=on` is taken as `index=off`. rovl only compares handles, which needs nothing.
+pub const KEPT_LINKS: Liberty = Liberty {
+    name: "kept-links",
+    why: "in a user namespace Linux takes index=on as index=off, as it can't open files by handle; rovl needs not to",
+    applies: |cell, namespace| namespace == Namespace::User && cell.index,
+};
+
+/// Each file system of a mixed tree has a device number of its own in Linux with `xino=off`, and so may use the
+/// inode numbers as they are. FUSE has one device number.
+pub const ONE_DEVICE: Liberty = Liberty {
+    name: "one-device",
+    why: "without xino Linux shows several device numbers; in rovl's one the inode numbers must differ",
+    applies: |cell, namespace| {
+        let composed = cell.xino == "on" || cell.xino == "auto" && namespace == Namespace::Initial;
+        cell.place == Place::Mixed && !composed
+    },
+};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cell::Namespace;
 use crate::support::sh;
 
 /// Made once for all cells of a test, and never changed: `lower0` is the topmost.
@@ -14,8 +15,8 @@ pub struct Lowers {
 
 /// The lowest layer. `$1` is 1 where device nodes and privileged xattrs can be made.
 const BOTTOM: &str = r#"
-    mkdir -p sp dir/sub/deep merged opq empty mv/d mv2 src/in kept/in tow other/w
-    for f in dir/a dir/b dir/c sp/data1 sp/data2 dir/sub/x dir/sub/y dir/sub/deep/z merged/low merged/both merged/gone \
+    mkdir -p mc dir/sub/deep merged opq empty mv/d mv2 src/in kept/in tow other/w
+    for f in dir/a dir/b dir/c mc/data1 mc/data2 dir/sub/x dir/sub/y dir/sub/deep/z merged/low merged/both merged/gone \
         opq/old1 opq/old2 mv/f1 mv/f2 mv/d/g mv2/h mv2/i src/inner src/in/most kept/in/k solo over1 over2 \
         meta1 meta2 meta3 meta4 meta5 meta6 exch1 exch2 tow/t other/w/o; do
         echo "$f of the lowest layer" > $f
@@ -44,24 +45,31 @@ const MIDDLE: &str = r#"
 "#;
 
 const TOP: &str = r#"
-    mkdir -p merged sp/moved
+    mkdir -p merged sp/moved mc
     echo top > merged/top
     mknod src c 0 0
+    mkdir mc/moved
     setfattr -n user.overlay.redirect -v /src sp/moved
+    setfattr -n user.overlay.redirect -v /src mc/moved
     if [ "$1" = 1 ]; then
         setfattr -n trusted.overlay.redirect -v /src sp/moved
-        for f in sp/data1 sp/tagged; do
+        setfattr -n trusted.overlay.redirect -v /src mc/moved
+        for f in mc/data1 mc/tagged; do
             truncate -s 28 $f; chmod 600 $f; setfattr -n trusted.overlay.metacopy -v '' $f
         done
-        setfattr -n trusted.overlay.redirect -v /sp/data2 sp/tagged
+        setfattr -n trusted.overlay.redirect -v /mc/data2 mc/tagged
     fi
 "#;
 
 /// Builds the layers in `disk`, and a second lowest one in `other`.
-pub fn build(disk: &Path, other: &Path, in_user_namespace: bool) -> Lowers {
+pub fn build(disk: &Path, other: &Path, namespace: Namespace) -> Lowers {
     let base = disk.join("lowers");
     let far = other.join("lowers");
-    let first = if in_user_namespace { "0" } else { "1" };
+    let first = if namespace == Namespace::User {
+        "0"
+    } else {
+        "1"
+    };
     let make = |dir: PathBuf, script: &str| {
         std::fs::create_dir_all(&dir).unwrap();
         let aging = "find . -depth -exec touch -h -d '2001-02-03 04:05:06.789' {} +";

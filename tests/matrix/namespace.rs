@@ -6,18 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::cell::Namespace;
 use crate::support::{Scratch, rovl_bin, wait_until};
 
 /// Root of the namespace, as the machine knows it.
 const FIRST_ID: u32 = 100_000;
 const IDS: u32 = 65_536;
-
-/// Where the cells run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Namespace {
-    Initial,
-    User,
-}
 
 /// What a process in the namespace is told, by environment variables.
 pub struct Orders {
@@ -37,13 +31,11 @@ impl Orders {
     }
 }
 
-impl Namespace {
-    /// Runs all cells with their layers on `disk` (some lowers on `other`); the failures.
-    pub fn run(self, disk: &Path, other: &Path) -> Vec<String> {
-        match self {
-            Namespace::Initial => crate::run::run_all(disk, other, false),
-            Namespace::User => run_in_user_namespace(disk, other),
-        }
+/// Runs all cells with their layers on `disk` (some lowers on `other`); the failures.
+pub fn run(namespace: Namespace, disk: &Path, other: &Path) -> Vec<String> {
+    match namespace {
+        Namespace::Initial => crate::run::run_all(disk, other, namespace),
+        Namespace::User => run_in_user_namespace(disk, other),
     }
 }
 

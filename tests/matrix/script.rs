@@ -61,7 +61,7 @@ const FIRST: &[Step] = &[
     ("overwrite dir/b", |m| fs::write(m.join("dir/b"), "anew")),
     ("truncate big", |m| resize(&m.join("big"), 1000)),
     ("write in sparse", |m| write_at(&m.join("sparse"), 2 << 20)),
-    ("append sp/data1", |m| append(&m.join("sp/data1"))),
+    ("append mc/data1", |m| append(&m.join("mc/data1"))),
     ("chmod meta1", |m| chmod(&m.join("meta1"), 0o600)),
     ("chown meta2", |m| lchown(m.join("meta2"), Some(1), Some(2))),
     ("utimens meta3", |m| times(&m.join("meta3"))),
@@ -78,7 +78,7 @@ const FIRST: &[Step] = &[
             &acl_with_user(7, 6),
         )
     }),
-    ("chmod sp/tagged", |m| chmod(&m.join("sp/tagged"), 0o604)),
+    ("chmod mc/tagged", |m| chmod(&m.join("mc/tagged"), 0o604)),
     ("chmod solo", |m| chmod(&m.join("solo"), 0o4711)),
     ("chown sym", |m| lchown(m.join("sym"), Some(8), Some(9))),
     ("chown fifo", |m| lchown(m.join("fifo"), Some(8), Some(9))),
@@ -216,7 +216,7 @@ const SECOND: &[Step] = &[
         fs::hard_link(m.join("meta3"), m.join("dir/meta3l"))
     }),
     ("truncate meta4", |m| resize(&m.join("meta4"), 0)),
-    ("append sp/tagged", |m| append(&m.join("sp/tagged"))),
+    ("append mc/tagged", |m| append(&m.join("mc/tagged"))),
     ("append sp/moved2/in/most", |m| {
         append(&m.join("sp/moved2/in/most"))
     }),

@@ -231,13 +231,16 @@ pub const QUIRKS: &[Quirk] = &[
     },
 ];
 
-/// Whether the parent's listing failed.
-fn parent_unlisted(view: &View, path: &Path) -> bool {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = view.get(parent.unwrap_or(Path::new(".")));
-    parent.is_some_and(|parent| parent.facts.contains_key("listing"))
+/// Whether a path is beneath a directory that Linux failed to list.
+fn unlisted(view: &View, path: &Path) -> bool {
+    let above = path
+        .ancestors()
+        .skip(1)
+        .filter(|above| !above.as_os_str().is_empty());
+    let nearest = above
+        .chain([Path::new(".")])
+        .find_map(|above| view.get(above));
+    nearest.is_some_and(|entry| entry.facts.contains_key("listing"))
 }
 
 fn is_refused(entry: &Entry) -> bool {
@@ -254,9 +257,9 @@ pub fn difference(a: &View, b: &View, rigour: Rigour) -> Option<String> {
             return Some(format!("{}: {text}", path.display()));
         }
     }
-    let more = b.iter().find(|(path, entry)| {
-        !a.contains_key(*path) && !is_refused(entry) && !parent_unlisted(a, path)
-    })?;
+    let more = b
+        .iter()
+        .find(|(path, entry)| !a.contains_key(*path) && !is_refused(entry) && !unlisted(a, path))?;
     Some(format!("{}: too much", more.0.display()))
 }
 
@@ -370,13 +373,11 @@ pub fn is_constant(views: &[&View], path: &Path) -> bool {
     inos.is_some_and(|inos| inos.windows(2).all(|pair| pair[0] == pair[1]))
 }
 
-/// The first entry whose listing tells another inode number than stat, where `want`'s doesn't.
-pub fn d_ino_difference(want: &View, got: &View) -> Option<String> {
-    let agrees = |entry: &Entry| entry.d_ino == entry.ino;
-    let children = got.iter().filter(|(path, _)| *path != Path::new("."));
-    children.into_iter().find_map(|(path, entry)| {
-        let promised = want.get(path).is_some_and(agrees);
-        (promised && !agrees(entry)).then(|| {
+/// The first entry whose listing tells another inode number than stat.
+pub fn d_ino_difference(view: &View) -> Option<String> {
+    let mut children = view.iter().filter(|(path, _)| *path != Path::new("."));
+    children.find_map(|(path, entry)| {
+        (!is_refused(entry) && entry.d_ino != entry.ino).then(|| {
             format!(
                 "{}: d_ino is not ino {{{}, {}}}",
                 path.display(),
