@@ -15,9 +15,9 @@ pub struct Lowers {
 
 /// The lowest layer. `$1` is 1 where device nodes and privileged xattrs can be made.
 const BOTTOM: &str = r#"
-    mkdir -p mc dir/sub/deep merged opq empty mv/d mv2 src/in kept/in tow other/w
+    mkdir -p mc dir/sub/deep merged opq empty mv/d mv2 src/in src2 kept/in tow other/w
     for f in dir/a dir/b dir/c mc/data1 mc/data2 dir/sub/x dir/sub/y dir/sub/deep/z merged/low merged/both merged/gone \
-        opq/old1 opq/old2 mv/f1 mv/f2 mv/d/g mv2/h mv2/i src/inner src/in/most kept/in/k solo over1 over2 \
+        opq/old1 opq/old2 mv/f1 mv/f2 mv/d/g mv2/h mv2/i src/inner src/in/most src2/q kept/in/k solo over1 over2 \
         meta1 meta2 meta3 meta4 meta5 meta6 exch1 exch2 tow/t other/w/o; do
         echo "$f of the lowest layer" > $f
     done
@@ -47,13 +47,13 @@ const MIDDLE: &str = r#"
 const TOP: &str = r#"
     mkdir -p merged sp/moved mc
     echo top > merged/top
-    mknod src c 0 0
+    mknod src c 0 0; mknod src2 c 0 0
     mkdir mc/moved
     setfattr -n user.overlay.redirect -v /src sp/moved
-    setfattr -n user.overlay.redirect -v /src mc/moved
+    setfattr -n user.overlay.redirect -v /src2 mc/moved
     if [ "$1" = 1 ]; then
         setfattr -n trusted.overlay.redirect -v /src sp/moved
-        setfattr -n trusted.overlay.redirect -v /src mc/moved
+        setfattr -n trusted.overlay.redirect -v /src2 mc/moved
         for f in mc/data1 mc/tagged; do
             truncate -s 28 $f; chmod 600 $f; setfattr -n trusted.overlay.metacopy -v '' $f
         done
