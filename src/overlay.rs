@@ -28,6 +28,7 @@ pub(crate) mod attr;
 pub mod config;
 mod copy_up;
 mod create;
+mod descent;
 mod fds;
 mod file;
 mod ids;
@@ -37,9 +38,11 @@ mod intern;
 mod layer;
 mod listing;
 mod lookup;
+mod metacopy;
 mod metadata;
 pub mod mountinfo;
 mod node;
+mod opaque;
 mod open;
 mod readdir;
 mod remove;
@@ -82,6 +85,17 @@ pub(crate) struct Upper {
     pub work: Work,
 }
 
+/// How a directory with a lower part is moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// A redirect says where the lower part is.
+    Redirect,
+    /// Everything in it is copied up first: redirects can't be stored, or would not be followed.
+    Copy,
+    /// Not at all: `EXDEV`.
+    Refused,
+}
+
 /// A merged tree.
 pub struct Overlay {
     pub(crate) config: Config,
@@ -101,6 +115,8 @@ pub struct Overlay {
     /// Modification times that cached writes must leave, of files that were written.
     pub(crate) mtimes: DashMap<u64, Timestamp>,
     pub(crate) follow_redirects: bool,
+    /// What a rename does with a directory that has a lower part.
+    pub(crate) moves: Moves,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
     pub(crate) counters: Counters,
@@ -136,12 +152,15 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
+        if node.apart {
+            self.inos.unbind(node.place.read().upper_ino, node.id);
+        }
         if node.kind == Kind::File {
             self.mtimes.remove(&node.id);
         }
         if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
-            for lower in &dir.lowers {
+            for lower in dir.first_lowers() {
                 self.fds.remove(FdKey::LowerDir(lower.uid));
             }
         }
@@ -171,7 +190,7 @@ impl Overlay {
         if node.id == ROOT_ID {
             self.root_ino
         } else {
-            node.id
+            node.ino()
         }
     }
 
@@ -265,7 +284,7 @@ impl Overlay {
             if node.place.read().has_upper() {
                 return f(self.upper_dir_fd(node)?.as_fd(), empty);
             }
-            let lower = dir.lowers.first().ok_or(Errno::STALE)?;
+            let lower = dir.lowers().first().ok_or(Errno::STALE)?;
             return f(self.lowers.dir_fd(&self.fds, lower)?.as_fd(), empty);
         }
         let parent = node.place.read().parent.clone();

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::convert::{absent, decode_dev, file_attr, file_type, set_time};
+use super::convert::{absent, decode_dev, file_type, set_time};
 use super::errno;
 use super::requests::Request;
 use super::service::{
@@ -352,8 +352,13 @@ impl fuser::Filesystem for Filesystem {
     ) {
         self.serve(Request::readdirplus, || {
             let done = self.overlay.readdir_plus(ino.0, offset, &mut |e, found| {
+                let mut keep = self.ttl;
                 let attr = match found {
-                    Some((_, attr)) => file_attr(attr),
+                    Some((node, attr)) => {
+                        let shown;
+                        (keep, shown) = self.entry_attr(node, attr);
+                        shown
+                    }
                     None => {
                         // The kernel takes no node for `.` and `..`; for others 0 is none.
                         let dots = e.name == "." || e.name == "..";
@@ -365,7 +370,7 @@ impl fuser::Filesystem for Filesystem {
                         }
                     }
                 };
-                match reply.add(attr.ino, e.next, e.name, &self.ttl, &attr, GENERATION) {
+                match reply.add(attr.ino, e.next, e.name, &keep, &attr, GENERATION) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 }

@@ -72,16 +72,40 @@ impl Filesystem {
         }
     }
 
+    /// How long the kernel may keep these attributes.
+    pub(super) fn keep_for(&self, attr: &Attr) -> Duration {
+        if attr.settled {
+            self.ttl
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// The attributes of an entry, and how long the kernel may keep them. fuser takes the number in
+    /// them for the id of the node: where that is another one, the kernel must ask for the number.
+    pub(super) fn entry_attr(&self, node: &Node, attr: &Attr) -> (Duration, fuser::FileAttr) {
+        let mut shown = file_attr(attr);
+        let mut keep = self.keep_for(attr);
+        if node.id() != attr.ino {
+            shown.ino = INodeNo(node.id());
+            keep = Duration::ZERO;
+        }
+        (keep, shown)
+    }
+
     pub(super) fn entry(&self, reply: ReplyEntry, made: Created) {
         match made {
-            Ok((_, attr)) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            Ok((node, attr)) => {
+                let (keep, attr) = self.entry_attr(&node, &attr);
+                reply.entry_with_ttls(&keep, &self.ttl, &attr, GENERATION);
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
 
     pub(super) fn attr(&self, reply: ReplyAttr, attr: Result<Attr, Errno>) {
         match attr {
-            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.keep_for(&attr), &file_attr(&attr)),
             Err(e) => reply.error(errno(e)),
         }
     }

@@ -103,6 +103,10 @@ pub struct Attr {
     pub mtime: Timestamp,
     /// Time of last change of the attributes.
     pub ctime: Timestamp,
+    /// May a client's cache keep them? Not while the answer to a link or unlink may be on its way:
+    /// on its arrival the kernel's FUSE client counts the link on top of what it knows, which may
+    /// be these attributes (fs/fuse/dir.c, `fuse_entry_unlinked`).
+    pub settled: bool,
 }
 
 impl Attr {
@@ -128,6 +132,7 @@ impl Attr {
             atime: time(st.stx_atime),
             mtime: time(st.stx_mtime),
             ctime: time(st.stx_ctime),
+            settled: true,
         })
     }
 }

@@ -32,6 +32,8 @@ pub struct Config {
     pub static_nlink: bool,
     /// Go on (with a logged warning) when another live mount uses upper or work.
     pub shared_upper: bool,
+    /// Do without what was asked for and can't be had here, where the tree stays the same.
+    pub lenient: bool,
 }
 
 /// The writable part of a mount.
@@ -85,6 +87,10 @@ pub enum XattrPermissions {
 /// The kernel's `redirect_dir` values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectDir {
+    /// Follow redirects, and make them on rename where the kernel's overlayfs would follow them too:
+    /// not in `user.*` attributes. There, a directory with a lower part is copied up whole before it
+    /// is renamed.
+    Auto,
     /// Make redirects on rename and follow them.
     On,
     /// Follow existing redirects, make none.
@@ -113,7 +119,7 @@ impl Config {
             lowers,
             data_lowers: Vec::new(),
             upper: None,
-            redirect_dir: RedirectDir::On,
+            redirect_dir: RedirectDir::Auto,
             index: true,
             metacopy: false,
             xino: Xino::Auto,
@@ -123,6 +129,7 @@ impl Config {
             ids: IdOptions::default(),
             static_nlink: false,
             shared_upper: false,
+            lenient: false,
         }
     }
 }

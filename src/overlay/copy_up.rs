@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::attr::{Kind, stat_at};
 use super::fds::FdKey;
 use super::ids::{link_target, make_stand_in};
-use super::node::{Node, Pin, Place};
+use super::node::{DataAt, Node, Pin, Place};
 use super::work::{Temp, Work};
 use super::{Overlay, Upper};
 use crate::format::handle::OverlayHandle;
@@ -29,6 +29,19 @@ pub(crate) enum CopyData {
     All,
     /// The first so many bytes: the rest is about to be cut off.
     Prefix(u64),
+    /// None: only attributes are about to change. With `metacopy=on` only they are copied.
+    Nothing,
+}
+
+/// A copy on its way to its place.
+struct Copied<'a> {
+    object: Built<'a>,
+    /// Does it say what it was copied from?
+    has_origin: bool,
+    /// The entry of the index that it gets.
+    hard_link: Option<String>,
+    /// Where its contents are, if they were not copied.
+    data: Option<DataAt>,
 }
 
 /// A finished copy that has no place in upper yet.
@@ -39,6 +52,28 @@ enum Built<'a> {
     Named(Temp<'a>, Option<OwnedFd>),
 }
 
+impl Built<'_> {
+    /// The file that is being built.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Built::Unnamed(fd) | Built::Named(_, Some(fd)) => Some(fd.as_fd()),
+            Built::Named(_, None) => None,
+        }
+    }
+}
+
+impl<'a> From<Built<'a>> for Copied<'a> {
+    /// A complete copy without marks.
+    fn from(object: Built<'a>) -> Copied<'a> {
+        Copied {
+            object,
+            has_origin: false,
+            hard_link: None,
+            data: None,
+        }
+    }
+}
+
 impl Overlay {
     /// Makes sure that `node`, and so all its ancestors, are in upper. Never called with a `names`
     /// lock held.
@@ -47,8 +82,15 @@ impl Overlay {
     /// `EROFS` without upper; what reading the lower and writing upper return. Nothing is
     /// published then.
     pub(crate) fn ensure_upper(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
-        if node.place.read().has_upper() {
-            return Ok(());
+        let (done, complete) = {
+            let place = node.place.read();
+            (place.has_upper(), place.data().is_none())
+        };
+        if done {
+            return match complete || data == CopyData::Nothing {
+                true => Ok(()),
+                false => self.ensure_data(node, data),
+            };
         }
         self.upper()?;
         let mut chain: Vec<Arc<Node>> = Vec::new();
@@ -65,7 +107,12 @@ impl Overlay {
         for dir in chain.iter().rev() {
             self.copy_up(dir, CopyData::All)?;
         }
-        self.copy_up(node, data)
+        self.copy_up(node, data)?;
+        match data {
+            CopyData::Nothing => Ok(()),
+            // Somebody else may have copied the attributes meanwhile.
+            _ => self.ensure_data(node, data),
+        }
     }
 
     /// Copies one object up whose parent is in upper.
@@ -77,21 +124,24 @@ impl Overlay {
         }
         self.counters.copy_ups.add(1);
         let origin = self.lower_handle(node)?;
-        let mut hard_link = None;
-        let built = match node.kind {
+        let mut copied = match node.kind {
             Kind::Dir => {
                 self.check_not_removed(node)?;
-                self.build_dir(node, upper)?
+                self.build_dir(node, upper)?.into()
             }
-            Kind::File => self.build_file(node, upper, data)?,
-            _ => self.build_special(node, upper)?,
+            Kind::File if data == CopyData::Nothing && self.config.metacopy => {
+                self.build_metacopy(node, upper)?
+            }
+            Kind::File => self.build_file(node, upper, data)?.into(),
+            _ => self.build_special(node, upper)?.into(),
         };
         let links = self.with_object(node, |dir, name| Ok(stat_at(dir, name)?.stx_nlink))?;
         let several = node.kind != Kind::Dir && links > 1;
         if let Some(origin) = &origin
             && (!several || self.config.index)
         {
-            self.set_mark(&built, OverlayKey::Origin, &origin.encode())?;
+            copied.has_origin = true;
+            self.set_mark(&copied.object, OverlayKey::Origin, &origin.encode())?;
             if several && upper.work.index.is_some() {
                 let removed = self
                     .unlinked_lowers
@@ -101,12 +151,12 @@ impl Overlay {
                     base: NlinkBase::Lower,
                     diff: -removed,
                 };
-                self.set_mark(&built, OverlayKey::Nlink, &nlink.encode())?;
-                hard_link = Some(origin.index_name());
+                self.set_mark(&copied.object, OverlayKey::Nlink, &nlink.encode())?;
+                copied.hard_link = Some(origin.index_name());
             }
         }
-        self.restore_times(node, &built)?;
-        self.publish(node, upper, built, origin.is_some(), hard_link)
+        self.restore_times(node, &copied.object)?;
+        self.publish(node, upper, copied)
     }
 
     fn check_not_removed(&self, node: &Node) -> Result<(), Errno> {
@@ -180,37 +230,79 @@ impl Overlay {
         Ok(Built::Named(temp, None))
     }
 
+    /// A new, empty, nameless file.
+    fn new_file<'a>(&self, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+        if upper.work.tmpfile {
+            return Ok(Built::Unnamed(upper.work.open_tmpfile(0o600)?));
+        }
+        let temp = upper.work.temp();
+        let fd = create_exclusive(&upper.work, &temp.name)?;
+        Ok(Built::Named(temp, Some(fd)))
+    }
+
     fn build_file<'a>(
         &self,
         node: &Node,
         upper: &'a Upper,
         data: CopyData,
     ) -> Result<Built<'a>, Errno> {
-        let source = self.open_object(node, OFlags::RDONLY)?;
-        let st = stat_at(source.as_fd(), OsStr::new(""))?;
-        let built = if upper.work.tmpfile {
-            Built::Unnamed(upper.work.open_tmpfile(0o600)?)
-        } else {
-            let temp = upper.work.temp();
-            let fd = create_exclusive(&upper.work, &temp.name)?;
-            Built::Named(temp, Some(fd))
+        let elsewhere = node.place.read().data().cloned();
+        let source = match &elsewhere {
+            Some(at) => self.open_data(at)?,
+            None => self.open_object(node, OFlags::RDONLY)?,
         };
-        let target = match &built {
-            Built::Unnamed(fd) | Built::Named(_, Some(fd)) => fd.as_fd(),
-            Built::Named(_, None) => return Err(Errno::IO),
-        };
-        let length = match data {
-            CopyData::All => st.stx_size,
-            CopyData::Prefix(n) => n.min(st.stx_size),
-        };
-        let copied = copy_data(source.as_fd(), target, length, st.stx_size)?;
-        self.counters.copy_up_bytes.add(copied);
         let here = OsStr::new("");
-        self.copy_metadata(source.as_fd(), here, target, here)?;
+        let source = source.as_fd();
+        let held = stat_at(source, here)?.stx_size;
+        let size = match &elsewhere {
+            Some(_) => self.with_object(node, stat_at)?.stx_size,
+            None => held,
+        };
+        if held < size {
+            return Err(Errno::IO); // the data is not this file's
+        }
+        let built = self.new_file(upper)?;
+        let target = built.file().ok_or(Errno::IO)?;
+        let length = match data {
+            CopyData::All | CopyData::Nothing => size,
+            CopyData::Prefix(n) => n.min(size),
+        };
+        let copied = copy_data(source, target, length, held)?;
+        self.counters.copy_up_bytes.add(copied);
+        match &elsewhere {
+            None => self.copy_metadata(source, here, target, here)?,
+            Some(_) => self.with_object(node, |dir, name| {
+                self.copy_metadata(dir, name, target, here)
+            })?,
+        }
         if length > 0 && !self.config.volatile {
             rustix::fs::fdatasync(target)?;
         }
         Ok(built)
+    }
+
+    /// A file with the attributes alone.
+    fn build_metacopy<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Copied<'a>, Errno> {
+        let built = self.new_file(upper)?;
+        let target = built.file().ok_or(Errno::IO)?;
+        let size = self.with_object(node, |dir, name| {
+            self.copy_metadata(dir, name, target, OsStr::new(""))?;
+            Ok(stat_at(dir, name)?.stx_size)
+        })?;
+        self.mark_metacopy(target, size)?;
+        let place = node.place.read();
+        let data = match (place.data(), &place.lower) {
+            (Some(at), _) => at.clone(),
+            (None, Some(lower)) => DataAt::Lower {
+                dir: Arc::clone(&lower.dir),
+                name: lower.name.clone().unwrap_or_else(|| place.name.clone()),
+            },
+            (None, None) => return Err(Errno::STALE),
+        };
+        Ok(Copied {
+            data: Some(data),
+            ..built.into()
+        })
     }
 
     /// Owner, mode and xattrs, in an order in which none undoes another: data before capabilities,
@@ -258,16 +350,14 @@ impl Overlay {
         &self,
         node: &Arc<Node>,
         upper: &Upper,
-        built: Built<'_>,
-        has_origin: bool,
-        hard_link: Option<String>,
+        mut copied: Copied<'_>,
     ) -> Result<(), Errno> {
         let parent = node.place.read().parent.clone();
         let Some(parent) = parent else {
             let mut place = node.place.write();
-            return self.publish_nameless(node, upper, &mut place, built, hard_link);
+            return self.publish_nameless(node, upper, &mut place, copied);
         };
-        if has_origin {
+        if copied.has_origin {
             self.mark_impure(&parent)?;
         }
         let parent_fd = self.upper_dir_fd(&parent)?;
@@ -277,18 +367,18 @@ impl Overlay {
         {
             let mut place = node.place.write();
             if place.removed {
-                return self.publish_nameless(node, upper, &mut place, built, hard_link);
+                return self.publish_nameless(node, upper, &mut place, copied);
             }
             if place.parent.as_ref().is_none_or(|p| p.id != parent.id) {
                 // Renamed meanwhile? Whoever renames it copies it up first.
                 return Err(Errno::STALE);
             }
-            if let Some(index) = hard_link {
-                self.link_into_index(upper, &built, &index)?;
+            if let Some(index) = copied.hard_link.take() {
+                self.link_into_index(upper, &copied.object, &index)?;
                 place.extra_mut().index = Some(index.into());
             }
             let name = place.name.clone();
-            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, built)?;
+            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, copied)?;
             self.listings
                 .added(parent.id, &name, self.ino_of(node), node.kind);
         }
@@ -303,9 +393,9 @@ impl Overlay {
         place: &mut Place,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        built: Built<'_>,
+        copied: Copied<'_>,
     ) -> Result<(), Errno> {
-        let fd = match built {
+        let fd = match copied.object {
             Built::Unnamed(fd) => {
                 sysfs::link_fd_at(fd.as_fd(), parent, name)?;
                 Some(fd)
@@ -322,20 +412,34 @@ impl Overlay {
             None => stat_at(parent, name)?,
         };
         place.upper_alias = true;
-        self.now_in_upper(node, place, &st, fd);
+        self.now_in_upper(node, place, &st, (fd, copied.data));
         Ok(())
     }
 
     /// The node's data and attributes are upper's from here on.
-    fn now_in_upper(&self, node: &Node, place: &mut Place, st: &Statx, fd: Option<OwnedFd>) {
+    fn now_in_upper(
+        &self,
+        node: &Node,
+        place: &mut Place,
+        st: &Statx,
+        (fd, data): (Option<OwnedFd>, Option<DataAt>),
+    ) {
         place.upper_ino = st.stx_ino;
+        if node.apart {
+            self.inos.bind(st.stx_ino, node.id);
+            node.set_ino(self.inos.map(super::attr::dev_of(st), st.stx_ino));
+        }
+        let complete = data.is_none();
+        if !complete || place.data().is_some() {
+            place.extra_mut().data = data;
+        }
         if node.dir.is_none() {
             place.lower = None;
         }
         // Readers put their descriptor into the cache with the place locked: none of the lower
         // file can come after this.
         self.fds.remove(FdKey::Read(node.id));
-        if let Some(fd) = fd {
+        if let Some(fd) = fd.filter(|_| complete) {
             self.fds.put(FdKey::Write(node.id), fd);
         }
     }
@@ -346,11 +450,11 @@ impl Overlay {
         node: &Arc<Node>,
         upper: &Upper,
         place: &mut Place,
-        built: Built<'_>,
-        hard_link: Option<String>,
+        copied: Copied<'_>,
     ) -> Result<(), Errno> {
+        let built = copied.object;
         place.upper_alias = false;
-        if let Some(index) = hard_link {
+        if let Some(index) = copied.hard_link {
             self.link_into_index(upper, &built, &index)?;
             place.extra_mut().index = Some(index.into());
         }
@@ -376,7 +480,7 @@ impl Overlay {
             Built::Named(_temp, file) if fd => file,
             Built::Named(..) => None,
         };
-        self.now_in_upper(node, place, &st, fd);
+        self.now_in_upper(node, place, &st, (fd, copied.data));
         Ok(())
     }
 
@@ -394,7 +498,7 @@ impl Overlay {
     /// The handle of the lower object that a node's copy comes from.
     fn lower_handle(&self, node: &Node) -> Result<Option<OverlayHandle>, Errno> {
         let layer = match (&node.dir, &node.place.read().lower) {
-            (Some(dir), _) => dir.lowers.first().map(|d| d.layer),
+            (Some(dir), _) => dir.lowers().first().map(|d| d.layer),
             (None, lower) => lower.as_ref().map(|l| l.dir.layer),
         };
         let Some(layer) = layer else { return Ok(None) };

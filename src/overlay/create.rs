@@ -196,6 +196,8 @@ impl Overlay {
             FoundKind::Other {
                 lower: None,
                 index: None,
+                data: None,
+                redirect: None,
             }
         };
         let found = Found {
@@ -472,9 +474,15 @@ impl Overlay {
             let key = self.ns.key(OverlayKey::Opaque);
             return xattr::set_at(dir, name, key, b"y", SetFlags::Any);
         }
-        let fd = super::layer::open_names(dir, std::iter::once(name))?;
+        let opened;
+        let fd = if name.is_empty() {
+            dir
+        } else {
+            opened = super::layer::open_names(dir, std::iter::once(name))?;
+            opened.as_fd()
+        };
         let mark = OsStr::from_bytes(OPAQUE_MARK);
-        match rustix::fs::mknodat(&fd, mark, FileType::RegularFile, Mode::empty(), 0) {
+        match rustix::fs::mknodat(fd, mark, FileType::RegularFile, Mode::empty(), 0) {
             Err(Errno::EXIST) => Ok(()),
             other => other,
         }
@@ -500,7 +508,8 @@ impl Overlay {
             return Err(Errno::PERM);
         }
         let upper = self.upper()?;
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
+        self.ensure_redirectable(&node)?;
         self.ensure_upper(&parent, CopyData::All)?;
         let _names = dir.names.write();
         if parent.place.read().removed {
@@ -510,9 +519,14 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         let to = self.upper_dir_fd(&parent)?;
+        node.links_change();
         let before = self.with_object(&node, stat_at)?;
         if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
             self.mark_impure(&parent)?; // its number comes from an origin
+        }
+        if node.place.read().data().is_some() {
+            // Under the new name there is no data below.
+            self.set_redirect(&node, false)?;
         }
         let index = {
             let place = node.place.read();
@@ -543,7 +557,12 @@ impl Overlay {
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity: (dev_of(&st), st.stx_ino),
-            what: FoundKind::Other { lower: None, index },
+            what: FoundKind::Other {
+                lower: None,
+                index,
+                data: None,
+                redirect: None,
+            },
         };
         self.hold_as(&node, &parent, new_name, &found);
         let attr = self.attr_from(&node, &st)?;

@@ -45,6 +45,13 @@ impl Overlay {
             return Ok(fd);
         }
         // Into the cache with the place locked: see `now_in_upper`.
+        {
+            let place = node.place.read();
+            if let Some(at) = place.data() {
+                let fd = self.open_data(at)?;
+                return Ok(self.fds.put(FdKey::Read(node.id), fd));
+            }
+        }
         self.with_object(node, |dir, name| {
             let fd = open_for(dir, name, OFlags::RDONLY)?;
             Ok(self.fds.put(FdKey::Read(node.id), fd))
@@ -52,20 +59,29 @@ impl Overlay {
     }
 
     /// A descriptor to write the node's contents with. The node is in upper.
+    ///
+    /// One of a file without its data is good for `fsync`, and not cached: it would be read with.
     pub(crate) fn write_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = self.fds.get(FdKey::Write(node.id)) {
             return Ok(fd);
         }
-        if !node.place.read().has_upper() {
-            return Err(Errno::IO);
-        }
+        let complete = {
+            let place = node.place.read();
+            if !place.has_upper() {
+                return Err(Errno::IO);
+            }
+            place.data().is_none()
+        };
         self.with_object(node, |dir, name| {
             let fd = match open_for(dir, name, OFlags::RDWR) {
                 // An owner without privileges may not read what it may write.
                 Err(Errno::ACCESS) => open_for(dir, name, OFlags::WRONLY)?,
                 other => other?,
             };
-            Ok(self.fds.put(FdKey::Write(node.id), fd))
+            Ok(match complete {
+                true => self.fds.put(FdKey::Write(node.id), fd),
+                false => Arc::new(fd),
+            })
         })
     }
 

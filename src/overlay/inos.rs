@@ -72,6 +72,17 @@ impl InoMap {
             .or_insert_with(|| base | self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Lets an upper object be found under the id of its node, which is not made from its number.
+    pub(crate) fn bind(&self, upper_ino: u64, id: u64) {
+        self.table.insert(TableKey::Upper(upper_ino), id);
+    }
+
+    /// Undoes [`bind`](Self::bind).
+    pub(crate) fn unbind(&self, upper_ino: u64, id: u64) {
+        self.table
+            .remove_if(&TableKey::Upper(upper_ino), |_, bound| *bound == id);
+    }
+
     /// The number that was given for this key, if one was.
     pub(crate) fn known(&self, key: &TableKey) -> Option<u64> {
         self.table.get(key).map(|n| *n)

@@ -32,6 +32,8 @@ pub(crate) struct Layer {
     pub dev: u64,
     /// The uuid of that file system, zeros where it has none.
     pub uuid: [u8; 16],
+    /// Can its objects be named by file handles?
+    pub has_handles: bool,
 }
 
 /// What is known of `.wh.NAME` files in one directory.

@@ -48,7 +48,7 @@ impl Overlay {
         attr.gid = self.ids.shown_gid(attr.gid);
         if let Some(dir) = &node.dir {
             let place = node.place.read();
-            let parts = dir.lowers.len() + usize::from(place.has_upper());
+            let parts = dir.lowers().len() + usize::from(place.has_upper());
             if place.removed {
                 attr.nlink = 0;
             } else if parts > 1 || self.config.static_nlink {
@@ -58,7 +58,13 @@ impl Overlay {
             }
             return Ok(attr);
         }
+        attr.settled = node.links_settled();
         let place = node.place.read();
+        // Copying it up will change number and links, and the kernel isn't told when it writes.
+        attr.settled &= !node.apart || place.has_upper();
+        if let Some(at) = place.data() {
+            attr.blocks = self.data_blocks(at, st)?;
+        }
         if let Some(hex) = place.index() {
             attr.nlink = self.indexed_nlink(hex, st)?;
         } else if place.parked().is_some() {
@@ -107,7 +113,7 @@ impl Overlay {
                 return Ok(attr);
             }
         }
-        let data = set.size.map_or(CopyData::All, CopyData::Prefix);
+        let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
             if node.kind != Kind::File {

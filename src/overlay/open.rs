@@ -17,7 +17,7 @@ use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
 use super::validate::Validated;
 use super::work::Work;
-use super::{Config, Counters, Overlay, Upper};
+use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
 use crate::sys::handle::{fs_uuid, name_to_handle_at};
@@ -49,6 +49,17 @@ pub enum OpenError {
         path: PathBuf,
         /// The unknown feature.
         feature: String,
+    },
+    /// What was asked for needs attributes that only the privileged may write.
+    #[error(
+        "{option} needs permission to write trusted.overlay.* attributes to {path}: in user.* ones, \
+         the kernel's overlayfs would not follow what it writes"
+    )]
+    NeedsTrusted {
+        /// The option.
+        option: &'static str,
+        /// The upper directory.
+        path: PathBuf,
     },
 }
 
@@ -115,10 +126,14 @@ impl Overlay {
         };
         let ns = choose_namespace(&config, upper.as_ref());
         let upper_xattrs = upper.as_ref().is_some_and(|u| probe_xattrs(u, ns));
+        if let Some(upper) = &upper {
+            need_trusted(&mut config, ns, upper)?;
+        }
         let merged = lowers.len();
         let lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
+            config.metacopy &= upper_xattrs;
             prepare_work(&config, upper)?;
         }
         let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
@@ -138,6 +153,7 @@ impl Overlay {
             ns,
             ids,
             follow_redirects: follows(config.redirect_dir),
+            moves: moves(config.redirect_dir, ns, upper_xattrs),
             upper_xattrs,
             root_ino: inos.map(root_ino.0, root_ino.1),
             inos,
@@ -196,12 +212,14 @@ fn open_lowers(
         let key = (dev, st.stx_ino);
         roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+        let has_handles = matches!(name_to_handle_at(root.as_fd(), here), Ok(Some(_)));
         systems.add(dev, root.as_fd());
         layers.push(Layer {
             path,
             root,
             dev,
             uuid,
+            has_handles,
         });
     }
     Ok(LowerLayers::new(layers, merged, roots))
@@ -220,6 +238,7 @@ fn open_upper(
     systems.devs.push((dev, 0));
     systems.narrow &= has_narrow_inos(root.as_fd());
     let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+    let has_handles = matches!(name_to_handle_at(root.as_fd(), OsStr::new("")), Ok(Some(_)));
     let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
     Ok(Upper {
         layer: Layer {
@@ -227,6 +246,7 @@ fn open_upper(
             root,
             dev,
             uuid,
+            has_handles,
         },
         work,
     })
@@ -280,6 +300,40 @@ fn choose_namespace(config: &Config, upper: Option<&Upper>) -> Namespace {
         }
         (None, None) if sysfs::has_cap_sys_admin_in_init_ns() => Namespace::Trusted,
         (None, None) => Namespace::User,
+    }
+}
+
+/// Refuses what would be wrong in `user.*` attributes; leaves it out where that is asked for.
+fn need_trusted(config: &mut Config, ns: Namespace, upper: &Upper) -> Result<(), OpenError> {
+    let asked = [
+        ("metacopy=on", config.metacopy),
+        ("redirect_dir=on", config.redirect_dir == RedirectDir::On),
+    ];
+    let Some((option, _)) = asked.iter().find(|(_, on)| *on && ns == Namespace::User) else {
+        return Ok(());
+    };
+    if !config.lenient {
+        return Err(OpenError::NeedsTrusted {
+            option,
+            path: upper.layer.path.clone(),
+        });
+    }
+    tracing::warn!("{option} left out: trusted.overlay.* attributes can't be written here");
+    config.metacopy = false;
+    if config.redirect_dir == RedirectDir::On {
+        config.redirect_dir = RedirectDir::Auto;
+    }
+    Ok(())
+}
+
+/// What a rename does with a directory that has a lower part.
+fn moves(redirect_dir: RedirectDir, ns: Namespace, upper_xattrs: bool) -> Moves {
+    match redirect_dir {
+        RedirectDir::Off | RedirectDir::Follow | RedirectDir::NoFollow => Moves::Refused,
+        RedirectDir::On | RedirectDir::Auto if ns == Namespace::Trusted && upper_xattrs => {
+            Moves::Redirect
+        }
+        RedirectDir::On | RedirectDir::Auto => Moves::Copy,
     }
 }
 

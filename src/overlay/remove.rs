@@ -80,14 +80,15 @@ impl Overlay {
             self.resolve(parent, name)?
         };
         let Some(found) = found else { return Ok(()) };
-        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let small = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let cheap = small || self.config.metacopy;
         if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
             return Ok(());
         }
         let Some((node, _)) = self.lookup(parent.id, name)? else {
             return Ok(());
         };
-        let copied = self.ensure_upper(&node, CopyData::All);
+        let copied = self.ensure_upper(&node, CopyData::Nothing);
         self.release(&node, 1);
         copied
     }
@@ -105,6 +106,7 @@ impl Overlay {
         let live = self.find_live(parent, name, found);
         let mut old = None;
         if let Some(node) = &live {
+            node.links_change();
             let mut place = node.place.write();
             let shown = self.before_unlink(&place, found)?;
             let primary = is_at(&place, parent, name);
@@ -119,7 +121,7 @@ impl Overlay {
             if primary {
                 let left = match shown {
                     Some(n) => n.saturating_sub(1),
-                    None => self.names_left(node.id, found),
+                    None => self.names_left(node, found),
                 };
                 place.removed = left == 0;
                 place.upper_alias = false;
@@ -208,9 +210,14 @@ impl Overlay {
     }
 
     /// Number of names that an object outside of the index still has.
-    pub(crate) fn names_left(&self, id: u64, found: &Found) -> u32 {
+    pub(crate) fn names_left(&self, node: &Node, found: &Found) -> u32 {
+        if node.apart && found.upper_ino == 0 {
+            return 0;
+        }
         let gone = if found.upper_ino == 0 {
-            self.unlinked_lowers.get(&id).map_or(1, |n| (*n).max(1))
+            self.unlinked_lowers
+                .get(&node.id)
+                .map_or(1, |n| (*n).max(1))
         } else {
             1
         };

@@ -13,12 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
+use super::attr::{Kind, dev_of, is_dir, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
 use super::lookup::Found;
-use super::node::{Node, Place};
+use super::node::{DataAt, Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
-use super::{Overlay, ROOT_ID, RedirectDir, Upper};
+use super::{Moves, Overlay, ROOT_ID, Upper};
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
 use crate::format::whiteout::whiteout_name;
@@ -97,12 +97,13 @@ impl Overlay {
         if target.is_some_and(|t| t.id == source.id) {
             return Ok(Vec::new()); // two names of one object: nothing happens
         }
-        for node in [parent, new_parent, source] {
-            self.ensure_upper(node, CopyData::All)?;
+        for dir in [parent, new_parent] {
+            self.ensure_upper(dir, CopyData::All)?;
         }
+        self.prepare_move(source)?;
         if let Some(target) = target {
             match mode {
-                RenameMode::Exchange => self.ensure_upper(target, CopyData::All)?,
+                RenameMode::Exchange => self.prepare_move(target)?,
                 _ => self.index_before_removal(new_parent, new_name)?,
             }
         }
@@ -146,23 +147,35 @@ impl Overlay {
             }
             at = dir.place.read().parent.clone();
         }
-        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let exchanged = target.filter(|_| mode == RenameMode::Exchange);
         let moved_dir = merges(source) || exchanged.is_some_and(merges);
-        if moved_dir && (self.config.redirect_dir != RedirectDir::On || !self.upper_xattrs) {
+        if moved_dir && self.moves == Moves::Refused {
             return Err(Errno::XDEV);
         }
         Ok(())
+    }
+
+    /// Brings to upper what is about to move.
+    fn prepare_move(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        self.ensure_upper(node, CopyData::Nothing)?;
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
+        if merges && self.moves == Moves::Copy {
+            self.ensure_opaque_tree(node)?;
+        }
+        self.ensure_redirectable(node)
     }
 
     /// Resolves one end with everything locked.
     fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
         let found = self.resolve(parent, name)?;
         let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
-        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let side = Side {
             is_dir: found.as_ref().is_some_and(|f| is_dir(&f.stat)),
-            merges: node.as_ref().is_some_and(|n| merges(n)),
+            merges: node
+                .as_ref()
+                .is_some_and(|n| merges(n) || n.place.read().data().is_some()),
             covers: merges(parent) && self.lower_has(parent, name)?,
             parent_merges: merges(parent),
         };
@@ -230,7 +243,7 @@ impl Overlay {
 
     /// Gives a name of a hard link that was copied up under another of its names a place in upper
     /// (`ovl_link_up`), so that it can be moved.
-    fn ensure_alias(
+    pub(crate) fn ensure_alias(
         &self,
         node: &Node,
         dir: BorrowedFd<'_>,
@@ -288,6 +301,7 @@ impl Overlay {
         if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place)
             && v.dir.is_none()
         {
+            v.links_change();
             shown = self.before_replaced(upper, to, to_fd, found, place)?;
         }
         self.step_on_disk(
@@ -409,7 +423,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Redirect or opaque mark on a directory that is about to move.
+    /// Redirect or opaque mark on what is about to move.
     fn mark_moved(
         &self,
         mark: Mark,
@@ -421,45 +435,72 @@ impl Overlay {
         match mark {
             Mark::None => Ok(()),
             Mark::Opaque => self.make_opaque(dir, name),
-            Mark::Redirect => self.set_redirect(node, dir, name, same_dir),
+            Mark::Redirect => self.set_redirect(node, same_dir),
         }
     }
 
-    /// Says on upper's directory where its lower part is (`ovl_set_redirect`).
-    fn set_redirect(
-        &self,
-        node: &Arc<Node>,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        same_dir: bool,
-    ) -> Result<(), Errno> {
-        let part = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        let mut known = part.redirect.lock();
-        match &*known {
+    /// Says on an object of upper where its lower part is (`ovl_set_redirect`). `same_dir`: it is
+    /// about to get another name in its directory, nothing else.
+    pub(crate) fn set_redirect(&self, node: &Arc<Node>, same_dir: bool) -> Result<(), Errno> {
+        let known = own_redirect(node);
+        // Another name of a file may be in another directory.
+        let relative = same_dir && (node.dir.is_some() || !self.has_links(node)?);
+        match &known {
             Some(Redirect::Absolute(_)) => return Ok(()),
-            Some(Redirect::Relative(_)) if same_dir => return Ok(()),
+            Some(Redirect::Relative(_)) if relative => return Ok(()),
             _ => {}
         }
-        let redirect = if same_dir {
+        let redirect = if relative {
             Redirect::Relative(node.place.read().name.to_os_string())
         } else {
-            Redirect::Absolute(self.lower_path(node, known.as_ref())?)
+            Redirect::Absolute(self.lower_path(node, known)?)
         };
         let value = redirect.encode();
         if matches!(redirect, Redirect::Absolute(_)) && value.len() > MAX_ABSOLUTE {
             return Err(Errno::XDEV); // as the kernel: mv(1) then copies
         }
         let key = self.ns.key(OverlayKey::Redirect);
-        xattr::set_at(dir, name, key, &value, SetFlags::Any)?;
-        *known = Some(redirect);
+        self.with_object(node, |dir, name| {
+            xattr::set_at(dir, name, key, &value, SetFlags::Any)
+        })?;
+        match &node.dir {
+            Some(part) => *part.redirect.lock() = Some(redirect),
+            None => node.place.write().extra_mut().redirect = Some(redirect),
+        }
         Ok(())
     }
 
-    /// The path of a directory in the merged view of the lowers alone.
-    fn lower_path(&self, node: &Arc<Node>, own: Option<&Redirect>) -> Result<Vec<OsString>, Errno> {
+    /// Has the file, or the lower file that its data is in, several names?
+    fn has_links(&self, node: &Node) -> Result<bool, Errno> {
+        let own = self.with_object(node, stat_at)?.stx_nlink;
+        let data = node.place.read().data().cloned();
+        let below = match data {
+            Some(DataAt::Lower { dir, name }) => {
+                let fd = self.lowers.dir_fd(&self.fds, &dir)?;
+                stat_at(fd.as_fd(), &name)?.stx_nlink
+            }
+            _ => 1,
+        };
+        Ok(own > 1 || below > 1)
+    }
+
+    /// A file without its data whose lower path is too long for a redirect gets its data.
+    pub(crate) fn ensure_redirectable(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        if node.kind != Kind::File || node.place.read().data().is_none() {
+            return Ok(());
+        }
+        let path = self.lower_path(node, own_redirect(node))?;
+        if Redirect::Absolute(path).encode().len() > MAX_ABSOLUTE {
+            self.ensure_upper(node, CopyData::All)?;
+        }
+        Ok(())
+    }
+
+    /// The path of an object in the merged view of the lowers alone.
+    fn lower_path(&self, node: &Arc<Node>, own: Option<Redirect>) -> Result<Vec<OsString>, Errno> {
         let mut names: Vec<OsString> = Vec::new();
         let mut at = Arc::clone(node);
-        let mut redirect = own.cloned();
+        let mut redirect = own;
         while at.id != ROOT_ID {
             match redirect {
                 Some(Redirect::Absolute(path)) => {
@@ -471,7 +512,7 @@ impl Overlay {
             }
             let parent = at.place.read().parent.clone().ok_or(Errno::STALE)?;
             at = parent;
-            redirect = at.dir.as_deref().and_then(|d| d.redirect.lock().clone());
+            redirect = own_redirect(&at);
         }
         names.reverse();
         Ok(names)
@@ -550,10 +591,21 @@ impl Overlay {
         }
         let left = match shown {
             Some(n) => n.saturating_sub(1),
-            None => self.names_left(victim.id, found),
+            None => self.names_left(victim, found),
         };
         place.removed = left == 0;
         place.upper_alias = false;
         Ok(place.parent.take())
+    }
+}
+
+/// The redirect that is stored on an object.
+fn own_redirect(node: &Node) -> Option<Redirect> {
+    match &node.dir {
+        Some(part) => part.redirect.lock().clone(),
+        None => {
+            let place = node.place.read();
+            place.extra.as_ref().and_then(|e| e.redirect.clone())
+        }
     }
 }

@@ -87,7 +87,7 @@ impl Overlay {
         let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
         let mapped = self.ids.stored_value(name, value)?;
         let value = mapped.as_deref().unwrap_or(value);
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| {
             xattr::set_at(dir, name, &key, value, flags)
         })?;
@@ -106,7 +106,7 @@ impl Overlay {
             self.upper()?;
             self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
         }
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| xattr::remove_at(dir, name, &key))?;
         self.xattr_changed(&node, name);
         Ok(())
@@ -127,7 +127,7 @@ impl Overlay {
     /// What upper's file system returns.
     pub fn drop_setgid(&self, id: u64) -> Result<(), Errno> {
         let node = self.node(id)?;
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| {
             let mode = u32::from(self.shown_at(dir, name)?.stx_mode);
             if mode & 0o2000 == 0 {

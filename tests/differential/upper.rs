@@ -301,3 +301,103 @@ fn unhex(text: &[u8]) -> Option<Vec<u8>> {
         .map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok())
         .collect()
 }
+
+/// The check itself: each fault that it is there to find.
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+
+    use super::super::mounts::Dirs;
+
+    /// One lower with a file `f` and a directory `d`, an empty upper, an empty work directory.
+    fn dirs(root: &Path) -> Dirs {
+        let path = |name: &str| root.join(name);
+        for name in ["l", "l/d", "u", "w", "w/work", "w/index"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::write(path("l/f"), "").unwrap();
+        Dirs {
+            lowers: vec![path("l")],
+            upper: path("u"),
+            work: path("w"),
+            merged: path("m"),
+        }
+    }
+
+    fn mark(path: &Path, name: &str, value: &[u8]) {
+        let name = format!("trusted.overlay.{name}");
+        rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
+    }
+
+    fn whiteout(path: &Path) {
+        let kind = FileType::CharacterDevice;
+        rustix::fs::mknodat(CWD, path, kind, Mode::empty(), 0).unwrap();
+    }
+
+    /// The faults of an upper that `make` spoils.
+    fn faults(make: impl Fn(&Dirs)) -> Vec<String> {
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dirs = dirs(root.path());
+        make(&dirs);
+        super::check(&dirs, false).unwrap()
+    }
+
+    fn expect(fault: &str, make: impl Fn(&Dirs)) {
+        let found = faults(make);
+        assert!(found.len() == 1 && found[0].contains(fault), "{found:?}");
+    }
+
+    #[test]
+    fn a_clean_upper_has_no_faults() {
+        let found = faults(|dirs| {
+            whiteout(&dirs.upper.join("f"));
+            fs::create_dir(dirs.upper.join("moved")).unwrap();
+            mark(&dirs.upper.join("moved"), "redirect", b"/d");
+        });
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn needless_whiteouts_are_found() {
+        expect("a whiteout of nothing", |dirs| {
+            whiteout(&dirs.upper.join("g"))
+        });
+        expect("in an opaque directory", |dirs| {
+            fs::create_dir(dirs.upper.join("d")).unwrap();
+            mark(&dirs.upper.join("d"), "opaque", b"y");
+            whiteout(&dirs.upper.join("d/f"));
+        });
+    }
+
+    #[test]
+    fn a_redirect_to_nothing_is_found() {
+        for target in [&b"/d/none"[..], b"/f", b"none"] {
+            expect("leads nowhere", |dirs| {
+                fs::create_dir(dirs.upper.join("x")).unwrap();
+                mark(&dirs.upper.join("x"), "redirect", target);
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_work_is_found() {
+        expect("left in work", |dirs| {
+            fs::write(dirs.work.join("work/tmp"), "").unwrap();
+        });
+        expect("leads to nothing in the lowers", |dirs| {
+            let entry = dirs.work.join("index/00fb1d00000102");
+            fs::write(&entry, "").unwrap();
+            mark(&entry, "origin", &[0, 0xfb, 0x1d, 0, 0, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn an_origin_in_a_directory_that_is_not_impure_is_found() {
+        expect("not marked impure", |dirs| {
+            fs::write(dirs.upper.join("f"), "").unwrap();
+            mark(&dirs.upper.join("f"), "origin", b"x");
+        });
+    }
+}

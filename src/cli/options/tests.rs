@@ -274,6 +274,7 @@ fn combinations_that_the_kernel_refuses_are_refused_with_the_reason() {
         ("userxattr,metacopy=on", "metacopy=on"),
         ("userxattr,redirect_dir=on", "redirect_dir=on"),
         ("redirect_dir=follow,userxattr", "redirect_dir=follow"),
+        ("redirect_dir=off,userxattr", "redirect_dir=off"),
         ("userxattr,verity=require", "verity=on"),
         ("nfs_export=on,metacopy=on", "metacopy=on"),
         (
@@ -293,7 +294,7 @@ fn combinations_that_the_kernel_refuses_are_refused_with_the_reason() {
         }
     }
     said("userxattr,redirect_dir=nofollow");
-    said("userxattr,redirect_dir=off,metacopy=off");
+    said("userxattr,metacopy=off");
     said("nfs_export=off,index=off,metacopy=off");
 }
 
