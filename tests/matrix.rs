@@ -19,6 +19,8 @@ mod support;
 
 #[path = "matrix/cell.rs"]
 mod cell;
+#[path = "matrix/faults.rs"]
+mod faults;
 #[path = "matrix/lowers.rs"]
 mod lowers;
 #[path = "matrix/namespace.rs"]

@@ -55,7 +55,7 @@ const TOP: &str = r#"
         setfattr -n trusted.overlay.redirect -v /src sp/moved
         setfattr -n trusted.overlay.redirect -v /src2 mc/moved
         for f in mc/data1 mc/tagged; do
-            truncate -s 28 $f; chmod 600 $f; setfattr -n trusted.overlay.metacopy -v '' $f
+            truncate -s 29 $f; chmod 600 $f; setfattr -n trusted.overlay.metacopy -v '' $f
         done
         setfattr -n trusted.overlay.redirect -v /mc/data2 mc/tagged
     fi
