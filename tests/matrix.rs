@@ -32,9 +32,8 @@ mod script;
 #[path = "matrix/view.rs"]
 mod view;
 
-use std::path::Path;
-
 use cell::Namespace;
+use namespace::{answer, given, run_part};
 use support::{LoopFs, Scratch, require_program, require_root};
 
 const MIB: u64 = 1 << 20;
@@ -85,7 +84,14 @@ fn matrix(kind: &str, namespace: Namespace) {
         require_program(program);
     }
     let (disk, other) = (Disk::new(kind), Disk::new("tmpfs"));
-    let failures = namespace::run(namespace, &disk.path(), &other.path());
+    let (disk_path, other_path) = (disk.path(), other.path());
+    let failures = match namespace {
+        Namespace::Initial => run::run_all(&disk_path, &other_path, namespace),
+        Namespace::User => run_part(
+            "part_in_a_namespace",
+            &[("MATRIX_DISK", &disk_path), ("MATRIX_OTHER", &other_path)],
+        ),
+    };
     assert!(
         failures.is_empty(),
         "{} kinds of failures:\n{}",
@@ -98,13 +104,8 @@ fn matrix(kind: &str, namespace: Namespace) {
 #[test]
 #[ignore = "a part of the tests in a user namespace, which start it"]
 fn part_in_a_namespace() {
-    if let Some(orders) = namespace::Orders::from_env() {
-        let failures = run::run_all(
-            Path::new(&orders.disk),
-            Path::new(&orders.other),
-            Namespace::User,
-        );
-        std::fs::write(&orders.answer, failures.join("\0")).unwrap();
+    if let (Some(disk), Some(other)) = (given("MATRIX_DISK"), given("MATRIX_OTHER")) {
+        answer(&run::run_all(&disk, &other, Namespace::User));
     }
 }
 

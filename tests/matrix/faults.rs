@@ -177,7 +177,7 @@ const DAMAGES: &[Damage] = &[
         )
         .unwrap();
     }),
-    ("overlay.nlink U+7 means 10, but there are 4 names", |u| {
+    ("overlay.nlink U+7 means 11, but there are 4 names", |u| {
         mark(&u.index_entry(), "nlink", b"U+7")
     }),
     ("has no overlay.nlink, or one that can't be read", |u| {

@@ -6,47 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::cell::Namespace;
 use crate::support::{Scratch, rovl_bin, wait_until};
 
 /// Root of the namespace, as the machine knows it.
 const FIRST_ID: u32 = 100_000;
 const IDS: u32 = 65_536;
 
-/// What a process in the namespace is told, by environment variables.
-pub struct Orders {
-    pub disk: String,
-    pub other: String,
-    pub answer: String,
-}
-
-impl Orders {
-    pub fn from_env() -> Option<Orders> {
-        let var = |name: &str| std::env::var(name).ok();
-        Some(Orders {
-            disk: var("MATRIX_DISK")?,
-            other: var("MATRIX_OTHER")?,
-            answer: var("MATRIX_ANSWER")?,
-        })
-    }
-}
-
-/// Runs all cells with their layers on `disk` (some lowers on `other`); the failures.
-pub fn run(namespace: Namespace, disk: &Path, other: &Path) -> Vec<String> {
-    match namespace {
-        Namespace::Initial => crate::run::run_all(disk, other, namespace),
-        Namespace::User => run_in_user_namespace(disk, other),
-    }
-}
-
-fn run_in_user_namespace(disk: &Path, other: &Path) -> Vec<String> {
-    for path in [disk, other] {
+/// Runs the ignored test `part` of this test program as root of a user namespace, to which the directories
+/// in `given` then belong; it finds their paths in environment variables. What it writes to the file in
+/// `PART_ANSWER`, lines apart by NUL, is the answer.
+pub fn run_part(part: &str, given: &[(&str, &Path)]) -> Vec<String> {
+    let scratch = Scratch::new();
+    for path in given.iter().map(|(_, path)| *path).chain([scratch.path()]) {
         chown(path, Some(FIRST_ID), Some(FIRST_ID)).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-    let scratch = Scratch::new();
-    chown(scratch.path(), Some(FIRST_ID), Some(FIRST_ID)).unwrap();
     let (program, rovl) = (scratch.join("test"), scratch.join("rovl"));
     for (from, to) in [
         (std::env::current_exe().unwrap(), &program),
@@ -60,10 +35,9 @@ fn run_in_user_namespace(disk: &Path, other: &Path) -> Vec<String> {
     let output = Command::new("nsenter")
         .args(["-U", "-m", "-t", &space.holder.id().to_string()])
         .arg(&program)
-        .args(["--ignored", "--exact", "part_in_a_namespace", "--nocapture"])
-        .env("MATRIX_DISK", disk)
-        .env("MATRIX_OTHER", other)
-        .env("MATRIX_ANSWER", &answer)
+        .args(["--ignored", "--exact", part, "--nocapture"])
+        .envs(given.iter().copied())
+        .env("PART_ANSWER", &answer)
         .env("ROVL_TEST_BINARY", &rovl)
         .output()
         .unwrap();
@@ -77,6 +51,17 @@ fn run_in_user_namespace(disk: &Path, other: &Path) -> Vec<String> {
         .filter(|line| !line.is_empty())
         .map(String::from)
         .collect()
+}
+
+/// In the part: the directory that it was given by that name; `None` when it was not started by [`run_part`].
+pub fn given(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// In the part: what it found.
+pub fn answer(lines: &[String]) {
+    let path = given("PART_ANSWER").expect("started by another test");
+    fs::write(path, lines.join("\0")).unwrap();
 }
 
 /// A user namespace with 65,536 ids and a mount namespace of its own, for as long as a process holds it.

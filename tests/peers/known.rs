@@ -1,0 +1,69 @@
+//! Where fuse-overlayfs is known to be wrong, and how two views differ beyond that.
+
+use std::path::{Path, PathBuf};
+
+use crate::programs::Version;
+use crate::view::{Entry, View};
+
+/// One fact of one entry that two views don't agree on.
+pub struct Seen<'a> {
+    pub version: Version,
+    pub path: &'a Path,
+    pub fact: &'static str,
+    pub peer: &'a str,
+    pub rovl: &'a str,
+    pub entry: &'a Entry,
+}
+
+/// A fault of fuse-overlayfs that makes an equality impossible.
+pub struct Fault {
+    pub name: &'static str,
+    pub why: &'static str,
+    pub applies: fn(&Seen<'_>) -> bool,
+}
+
+/// All of them.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "nlink-of-lower-links",
+        why: "st_nlink of a lower hard link counts the names looked up so far (2.0.0), or is the lower's (1.10)",
+        applies: |seen| seen.fact == "nlink",
+    },
+];
+
+/// What differs and is not known, one line each; `peer` is fuse-overlayfs's view.
+pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
+    let mut lines = Vec::new();
+    let paths: std::collections::BTreeSet<&PathBuf> = peer.keys().chain(rovl.keys()).collect();
+    for path in paths {
+        let (a, b) = match (peer.get(path), rovl.get(path)) {
+            (Some(a), Some(b)) => (a, b),
+            (Some(_), None) => {
+                lines.push(format!("{}: fuse-overlayfs has it, rovl not", path.display()));
+                continue;
+            }
+            (None, _) => {
+                lines.push(format!("{}: rovl has it, fuse-overlayfs not", path.display()));
+                continue;
+            }
+        };
+        let mut facts = facts(a);
+        let ours = self::facts(b);
+        facts.retain(|(fact, value)| !ours.contains(&(*fact, value.clone())));
+        for (fact, peer) in facts {
+            let rovl = ours.iter().find(|(name, _)| *name == fact);
+            let rovl = rovl.map_or("nothing", |(_, value)| value);
+            let seen = Seen { version, path, fact, peer: &peer, rovl, entry: b };
+            if !FAULTS.iter().any(|fault| (fault.applies)(&seen)) {
+                lines.push(format!("{}: {fact}: fuse-overlayfs {peer}, rovl {rovl}", path.display()));
+            }
+        }
+    }
+    lines
+}
+
+fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
+    let mut facts: Vec<_> = entry.facts.iter().map(|(fact, value)| (*fact, value.clone())).collect();
+    facts.push(("mtime", format!("{:?}", entry.times[0])));
+    facts
+}
