@@ -4,6 +4,7 @@
 //! (`options`, `helper`), then resolved (`plan`), then run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod ctl;
 mod daemon;
 mod helper;
 mod logging;
@@ -44,6 +45,7 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Stat(stat::StatArgs),
+    Ctl(ctl::CtlArgs),
 }
 
 /// A command that did not do what it was asked for.
@@ -95,6 +97,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Stat(args) => stat::run(&args),
+        Command::Ctl(args) => ctl::run(&args),
     }
 }
 

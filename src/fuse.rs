@@ -19,6 +19,7 @@
 mod convert;
 mod filesystem;
 pub mod mount;
+mod refresh;
 mod requests;
 mod service;
 

@@ -45,6 +45,7 @@ mod node;
 mod opaque;
 mod open;
 mod readdir;
+mod refresh;
 mod remove;
 mod rename;
 mod stats;
@@ -60,6 +61,7 @@ pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
 pub use open::OpenError;
 pub use readdir::ListedEntry;
+pub use refresh::KnownName;
 pub use rename::RenameMode;
 pub use stats::{Counters, Snapshot};
 
@@ -152,15 +154,13 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
-        if node.apart {
-            self.inos.unbind(node.place.read().upper_ino, node.id);
-        }
+        self.inos.unbind(node.place.read().upper_ino, node.id);
         if node.kind == Kind::File {
             self.mtimes.remove(&node.id);
         }
         if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
-            for lower in dir.first_lowers() {
+            for lower in dir.lowers().iter() {
                 self.fds.remove(FdKey::LowerDir(lower.uid));
             }
         }
@@ -284,7 +284,8 @@ impl Overlay {
             if node.place.read().has_upper() {
                 return f(self.upper_dir_fd(node)?.as_fd(), empty);
             }
-            let lower = dir.lowers().first().ok_or(Errno::STALE)?;
+            let lowers = dir.lowers();
+            let lower = lowers.first().ok_or(Errno::STALE)?;
             return f(self.lowers.dir_fd(&self.fds, lower)?.as_fd(), empty);
         }
         let parent = node.place.read().parent.clone();

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use super::convert::{absent, decode_dev, file_type, set_time};
 use super::errno;
+use super::refresh::REFRESH_XATTR;
 use super::requests::Request;
 use super::service::{
     BUFFER, Filesystem, GENERATION, READ_BUFFER, STAT_XATTR, reply_empty, reply_xattr,
@@ -444,13 +445,16 @@ impl fuser::Filesystem for Filesystem {
 
     fn getxattr(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino: INodeNo,
         name: &OsStr,
         size: u32,
         reply: ReplyXattr,
     ) {
         self.serve(Request::getxattr, || {
+            if ino.0 == ROOT_ID && name == REFRESH_XATTR {
+                return self.refresh(req, size, reply);
+            }
             if ino.0 == ROOT_ID && name == STAT_XATTR {
                 return reply_xattr(reply, size, &self.stat_json());
             }

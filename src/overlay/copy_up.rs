@@ -40,6 +40,9 @@ struct Copied<'a> {
     has_origin: bool,
     /// The entry of the index that it gets.
     hard_link: Option<String>,
+    /// How many names the merged tree shows of it, to be stored once upper's are there: where the
+    /// lower's can't be counted again.
+    names: Option<u32>,
     /// Where its contents are, if they were not copied.
     data: Option<DataAt>,
 }
@@ -69,6 +72,7 @@ impl<'a> From<Built<'a>> for Copied<'a> {
             object,
             has_origin: false,
             hard_link: None,
+            names: None,
             data: None,
         }
     }
@@ -140,23 +144,34 @@ impl Overlay {
         if let Some(origin) = &origin
             && (!several || self.config.index)
         {
-            copied.has_origin = true;
-            self.set_mark(&copied.object, OverlayKey::Origin, &origin.encode())?;
+            copied.has_origin =
+                self.set_mark(&copied.object, OverlayKey::Origin, &origin.encode())?;
             if several && upper.work.index.is_some() {
-                let removed = self
-                    .unlinked_lowers
-                    .get(&node.id)
-                    .map_or(0, |n| i64::from(*n));
+                let removed = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
                 let nlink = Nlink {
                     base: NlinkBase::Lower,
-                    diff: -removed,
+                    diff: -i64::from(removed),
                 };
                 self.set_mark(&copied.object, OverlayKey::Nlink, &nlink.encode())?;
                 copied.hard_link = Some(origin.index_name());
+                if !self.counts_lower_links(origin) {
+                    copied.names = Some(links.saturating_sub(removed));
+                }
             }
         }
         self.restore_times(node, &copied.object)?;
         self.publish(node, upper, copied)
+    }
+
+    /// Names of an indexed file are counted relative to upper's where the lower's can't be opened by
+    /// its handle to count them again.
+    fn store_names(&self, place: &Place, names: Option<u32>, upper: &Statx) -> Result<(), Errno> {
+        match (place.index(), names) {
+            (Some(hex), Some(names)) => {
+                self.store_nlink(hex, i64::from(names) - i64::from(upper.stx_nlink))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_not_removed(&self, node: &Node) -> Result<(), Errno> {
@@ -167,19 +182,20 @@ impl Overlay {
         }
     }
 
-    /// Writes an overlay xattr on something that is being built.
-    fn set_mark(&self, built: &Built<'_>, key: OverlayKey, value: &[u8]) -> Result<(), Errno> {
+    /// Writes an overlay xattr on something that is being built; `false` where there can't be one.
+    fn set_mark(&self, built: &Built<'_>, key: OverlayKey, value: &[u8]) -> Result<bool, Errno> {
         if !self.upper_xattrs {
-            return Ok(());
+            return Ok(false);
         }
         let key = self.ns.key(key);
         let result = self.with_built(built, |fd, name| {
             xattr::set_at(fd, name, key, value, SetFlags::Any)
         });
         match result {
+            Ok(()) => Ok(true),
             // `user.*` is refused on symlinks and special files: the kernel goes on without, too.
-            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
-            other => other,
+            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
@@ -412,8 +428,8 @@ impl Overlay {
             None => stat_at(parent, name)?,
         };
         place.upper_alias = true;
-        self.now_in_upper(node, place, &st, (fd, copied.data));
-        Ok(())
+        self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
+        self.store_names(place, copied.names, &st)
     }
 
     /// The node's data and attributes are upper's from here on.
@@ -423,11 +439,16 @@ impl Overlay {
         place: &mut Place,
         st: &Statx,
         (fd, data): (Option<OwnedFd>, Option<DataAt>),
+        has_origin: bool,
     ) {
         place.upper_ino = st.stx_ino;
+        let real = self.inos.map(super::attr::dev_of(st), st.stx_ino);
         if node.apart {
+            node.set_ino(real);
+        }
+        if !has_origin && real != node.id {
+            // Nothing in upper leads from the copy to the number that clients know.
             self.inos.bind(st.stx_ino, node.id);
-            node.set_ino(self.inos.map(super::attr::dev_of(st), st.stx_ino));
         }
         let complete = data.is_none();
         if !complete || place.data().is_some() {
@@ -480,8 +501,8 @@ impl Overlay {
             Built::Named(_temp, file) if fd => file,
             Built::Named(..) => None,
         };
-        self.now_in_upper(node, place, &st, (fd, copied.data));
-        Ok(())
+        self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
+        self.store_names(place, copied.names, &st)
     }
 
     fn link_into_index(&self, upper: &Upper, built: &Built<'_>, index: &str) -> Result<(), Errno> {

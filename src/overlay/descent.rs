@@ -25,9 +25,10 @@ enum SearchPath {
 }
 
 /// A search through the lowers, from top to bottom.
-pub(crate) struct Descent<'a> {
-    /// The lowers of the parent that have not been asked yet.
-    in_parent: &'a [Arc<LowerDir>],
+pub(crate) struct Descent {
+    lowers: Arc<[Arc<LowerDir>]>,
+    /// How many of the parent's lowers have been asked.
+    asked: usize,
     /// Index of the layer from which a search from the roots goes on.
     layer: usize,
     search: SearchPath,
@@ -43,12 +44,12 @@ pub(crate) struct Step {
     pub last_here: bool,
 }
 
-impl<'a> Descent<'a> {
+impl Descent {
     /// Begins with the lowers of `parent`, but for the topmost `skip`.
-    pub(crate) fn new(parent: &'a DirPart, skip: usize, name: &OsStr) -> Descent<'a> {
-        let in_parent = parent.lowers().get(skip..).unwrap_or_default();
+    pub(crate) fn new(parent: &DirPart, skip: usize, name: &OsStr) -> Descent {
         Descent {
-            in_parent,
+            lowers: parent.lowers(),
+            asked: skip,
             layer: 0,
             search: SearchPath::InParent(name.to_os_string()),
         }
@@ -72,7 +73,7 @@ impl<'a> Descent<'a> {
 
     /// Is there nothing below `at` that could be asked?
     pub(crate) fn is_last(&self, overlay: &Overlay, at: &LowerDir) -> bool {
-        let nothing_left = self.in_parent.is_empty() && !overlay.follow_redirects;
+        let nothing_left = self.asked >= self.lowers.len() && !overlay.follow_redirects;
         nothing_left || usize::from(at.layer) + 1 == overlay.lowers.merged
     }
 
@@ -81,11 +82,11 @@ impl<'a> Descent<'a> {
         loop {
             let path = match &self.search {
                 SearchPath::InParent(name) => {
-                    let Some((first, rest)) = self.in_parent.split_first() else {
+                    let Some(first) = self.lowers.get(self.asked) else {
                         return Ok(None);
                     };
                     let name = name.clone();
-                    self.in_parent = rest;
+                    self.asked += 1;
                     self.layer = usize::from(first.layer) + 1;
                     return Ok(Some(Step {
                         at: Arc::clone(first),

@@ -81,10 +81,7 @@ impl Overlay {
         match &found.what {
             FoundKind::Dir { lowers, .. } => {
                 let key = |d: &Arc<LowerDir>| (d.dev, d.ino);
-                let known = n
-                    .dir
-                    .as_deref()
-                    .and_then(|d| d.first_lowers().first().map(key));
+                let known = n.dir.as_deref().and_then(|d| d.lowers().first().map(key));
                 known == lowers.first().map(key) && !place.removed
             }
             FoundKind::Other { .. } => {

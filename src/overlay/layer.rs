@@ -34,6 +34,8 @@ pub(crate) struct Layer {
     pub uuid: [u8; 16],
     /// Can its objects be named by file handles?
     pub has_handles: bool,
+    /// Can they be opened by them, too? That takes privileges.
+    pub opens_handles: bool,
 }
 
 /// What is known of `.wh.NAME` files in one directory.
@@ -59,6 +61,10 @@ impl AufsFlag {
             2 => AufsMarks::Present,
             _ => AufsMarks::Unknown,
         }
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.store(AufsMarks::Unknown as u8, Ordering::Release);
     }
 
     pub(crate) fn set(&self, present: bool) {

@@ -134,7 +134,7 @@ impl Overlay {
     /// The part of [`resolve`](Self::resolve) below upper.
     fn resolve_lowers(
         &self,
-        mut descent: Descent<'_>,
+        mut descent: Descent,
         found_upper: Option<(Statx, DirMarks)>,
     ) -> Result<Option<Found>, Errno> {
         let mut lowers: Vec<(Arc<LowerDir>, Statx)> = Vec::new();
@@ -171,7 +171,7 @@ impl Overlay {
         fd: &DirFd<'_>,
         step: &Step,
         st: Statx,
-        descent: &mut Descent<'_>,
+        descent: &mut Descent,
         lowers: &mut Vec<(Arc<LowerDir>, Statx)>,
     ) -> Result<bool, Errno> {
         let (fd, at, name) = (fd.as_fd(), &step.at, &*step.name);
@@ -295,7 +295,7 @@ impl Overlay {
         fd: BorrowedFd<'_>,
         name: &OsStr,
         st: Statx,
-        descent: Descent<'_>,
+        descent: Descent,
     ) -> Result<Found, Errno> {
         let marks = self.file_marks(fd, name)?;
         let mut identity = (dev_of(&st), st.stx_ino);
@@ -333,7 +333,7 @@ impl Overlay {
         fd: DirFd<'_>,
         step: &Step,
         st: Statx,
-        descent: Descent<'_>,
+        descent: Descent,
     ) -> Result<Found, Errno> {
         let (at, name) = (&step.at, &*step.name);
         let identity = (dev_of(&st), st.stx_ino);
@@ -384,7 +384,7 @@ impl Overlay {
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
     pub(crate) fn lower_has(&self, parent: &Node, name: &OsStr) -> Result<bool, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        for at in dir.lowers() {
+        for at in dir.lowers().iter() {
             let fd = self.lowers.dir_fd(&self.fds, at)?;
             match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
                 Single::Whiteout => return Ok(false),

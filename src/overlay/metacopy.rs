@@ -123,7 +123,7 @@ impl Overlay {
     /// both as the kernel. Never is the hole shown that the file holds.
     pub(crate) fn find_data(
         &self,
-        mut descent: Descent<'_>,
+        mut descent: Descent,
         marks: &FileMarks,
         mut in_lower: bool,
     ) -> Result<DataAt, Errno> {
@@ -172,7 +172,7 @@ impl Overlay {
     /// Opens the file that holds the data.
     ///
     /// # Errors
-    /// `EIO` when none of the data-only lowers has it, and what the layer returns.
+    /// `ENOENT` when none of the data-only lowers has it, and what the layer returns.
     pub(crate) fn open_data(&self, at: &DataAt) -> Result<OwnedFd, Errno> {
         match at {
             DataAt::Lower { dir, name } => {
@@ -201,7 +201,7 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         }
-        Err(Errno::IO)
+        Err(Errno::NOENT)
     }
 
     /// The space that a file takes whose data is elsewhere, in units of 512 bytes.

@@ -10,6 +10,7 @@ use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec};
 use super::copy_up::CopyData;
 use super::file::WriteHow;
 use super::ids::link_target;
+use super::index::UNKNOWN_LINKS;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
@@ -66,7 +67,11 @@ impl Overlay {
             attr.blocks = self.data_blocks(at, st)?;
         }
         if let Some(hex) = place.index() {
-            attr.nlink = self.indexed_nlink(hex, st)?;
+            attr.nlink = match self.indexed_nlink(hex, st)? {
+                // Those that are known: without the index's own.
+                UNKNOWN_LINKS => attr.nlink.saturating_sub(1).max(1),
+                links => links,
+            };
         } else if place.parked().is_some() {
             attr.nlink = attr.nlink.saturating_sub(1);
         } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {

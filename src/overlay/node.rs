@@ -8,7 +8,7 @@ use dashmap::mapref::entry::Entry;
 use parking_lot::{Mutex, RwLock};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -132,10 +132,9 @@ impl Remembered {
 
 /// What only directories have.
 pub(crate) struct DirPart {
-    /// Immutable. The directories that were merged beneath upper's when it was found.
-    all_lowers: Box<[Arc<LowerDir>]>,
-    /// Has upper's directory become opaque since? Written with `names` locked exclusively.
-    opaque: AtomicBool,
+    /// The directories that are merged beneath upper's, top to bottom. Replaced only with `names`
+    /// locked exclusively: when upper's part becomes opaque, and when the layers are looked at anew.
+    lowers: RwLock<Arc<[Arc<LowerDir>]>>,
     /// Shared by lookups and listings, exclusive for whoever changes a name in the directory.
     pub names: RwLock<()>,
     /// Redirect stored on the upper directory. Protected by `names` of the parent.
@@ -155,8 +154,7 @@ pub(crate) struct DirPart {
 impl DirPart {
     pub(crate) fn new(lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>) -> DirPart {
         DirPart {
-            all_lowers: lowers.into_boxed_slice(),
-            opaque: AtomicBool::new(false),
+            lowers: RwLock::new(lowers.into()),
             names: RwLock::new(()),
             redirect: Mutex::new(redirect),
             generation: AtomicU64::new(0),
@@ -168,21 +166,21 @@ impl DirPart {
     }
 
     /// The directories that are merged beneath upper's, top to bottom.
-    pub(crate) fn lowers(&self) -> &[Arc<LowerDir>] {
-        if self.opaque.load(Ordering::Acquire) {
-            return &[];
-        }
-        &self.all_lowers
+    pub(crate) fn lowers(&self) -> Arc<[Arc<LowerDir>]> {
+        Arc::clone(&self.lowers.read())
     }
 
-    /// Those that were merged when the node was made: they say what it is, and what it held open.
-    pub(crate) fn first_lowers(&self) -> &[Arc<LowerDir>] {
-        &self.all_lowers
+    /// From here on these are merged.
+    pub(crate) fn set_lowers(&self, lowers: Vec<Arc<LowerDir>>) {
+        *self.lowers.write() = lowers.into();
     }
 
-    /// Upper's directory is opaque from here on.
-    pub(crate) fn set_opaque(&self) {
-        self.opaque.store(true, Ordering::Release);
+    /// Forgets what was learnt about upper's directory.
+    pub(crate) fn forget_facts(&self) {
+        self.default_acl.forget();
+        self.impure.forget();
+        self.aufs.forget();
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -245,6 +243,11 @@ impl Node {
         self.kind
     }
 
+    /// Is it a directory?
+    pub fn is_dir(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// Notes that its link count is about to change.
     pub(crate) fn links_change(&self) {
         self.links_changed.store(seconds_now(), Ordering::Release);
@@ -291,6 +294,11 @@ impl NodeTable {
 
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// All live nodes, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.iter().map(|n| Arc::clone(&n)).collect()
     }
 
     /// Finds the node `id` if `same` says that it is the object meant, or makes it. Takes one

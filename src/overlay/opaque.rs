@@ -115,7 +115,7 @@ impl Overlay {
         let fd = self.upper_dir_fd(node)?;
         let here = rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?;
         self.make_opaque(here.as_fd(), OsStr::new(""))?;
-        part.set_opaque();
+        part.set_lowers(Vec::new());
         self.listings.remove(node.id);
         let before = stat_at(here.as_fd(), OsStr::new(""))?;
         let mut marks: Vec<OsString> = Vec::new();

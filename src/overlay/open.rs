@@ -1,6 +1,6 @@
 //! Setting a mount up: layers, work directory, what the file systems can do.
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +20,7 @@ use super::work::Work;
 use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
-use crate::sys::handle::{fs_uuid, name_to_handle_at};
+use crate::sys::handle::{fs_uuid, name_to_handle_at, open_by_handle_at};
 use crate::sys::xattr::{self, SetFlags};
 
 /// Why a mount could not be set up.
@@ -89,6 +89,14 @@ impl FileSystems {
         let id = self.devs.iter().map(|d| d.1 + 1).max().unwrap_or(1);
         self.devs.push((dev, id));
         self.narrow &= has_narrow_inos(root);
+    }
+}
+
+/// Can objects be named by file handles, and opened by them?
+fn probe_handles(root: BorrowedFd<'_>) -> (bool, bool) {
+    match name_to_handle_at(root, OsStr::new("")) {
+        Ok(Some(handle)) => (true, open_by_handle_at(root, &handle, OFlags::PATH).is_ok()),
+        _ => (false, false),
     }
 }
 
@@ -212,7 +220,7 @@ fn open_lowers(
         let key = (dev, st.stx_ino);
         roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
-        let has_handles = matches!(name_to_handle_at(root.as_fd(), here), Ok(Some(_)));
+        let (has_handles, opens_handles) = probe_handles(root.as_fd());
         systems.add(dev, root.as_fd());
         layers.push(Layer {
             path,
@@ -220,6 +228,7 @@ fn open_lowers(
             dev,
             uuid,
             has_handles,
+            opens_handles,
         });
     }
     Ok(LowerLayers::new(layers, merged, roots))
@@ -238,7 +247,7 @@ fn open_upper(
     systems.devs.push((dev, 0));
     systems.narrow &= has_narrow_inos(root.as_fd());
     let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
-    let has_handles = matches!(name_to_handle_at(root.as_fd(), OsStr::new("")), Ok(Some(_)));
+    let (has_handles, opens_handles) = probe_handles(root.as_fd());
     let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
     Ok(Upper {
         layer: Layer {
@@ -247,6 +256,7 @@ fn open_upper(
             dev,
             uuid,
             has_handles,
+            opens_handles,
         },
         work,
     })
@@ -422,7 +432,7 @@ fn root_number(
     upper: Option<&Upper>,
     stack: &[Arc<LowerDir>],
 ) -> Result<(u64, u64), OpenError> {
-    if let Some(dir) = stack.first() {
+    if let (None, Some(dir)) = (upper, stack.first()) {
         return Ok((dir.dev, dir.ino));
     }
     let layer = upper.map_or(&lowers.layers[0], |u| &u.layer);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::attr::{Kind, is_dir, is_file};
 use super::copy_up::CopyData;
+use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
 use super::{Overlay, Upper};
@@ -191,7 +192,7 @@ impl Overlay {
                 .entry(self.inos.map(dev, ino))
                 .or_insert(0) += 1;
         }
-        let (Some(hex), Some(shown)) = (index, shown) else {
+        let (Some(hex), Some(shown)) = (index, shown.filter(|n| *n != UNKNOWN_LINKS)) else {
             return Ok(());
         };
         if shown <= 1 {

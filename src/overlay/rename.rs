@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::attr::{Kind, dev_of, is_dir, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
+use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{DataAt, Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
@@ -262,6 +263,9 @@ impl Overlay {
         let shown = self.indexed_nlink(&index, &found.stat)?;
         let work_index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
         rustix::fs::linkat(work_index, &*index, dir, name, AtFlags::empty())?;
+        if shown == UNKNOWN_LINKS {
+            return Ok(());
+        }
         // After the link: a crash in between counts a name too many, which loses nothing.
         self.store_nlink(
             &index,
