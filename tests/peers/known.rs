@@ -29,7 +29,32 @@ pub const FAULTS: &[Fault] = &[
         why: "st_nlink of a lower hard link counts the names looked up so far (2.0.0), or is the lower's (1.10)",
         applies: |seen| seen.fact == "nlink",
     },
+    Fault {
+        name: "other-marks",
+        why: "user.overlay.* are hidden also where they mean nothing (as root); Linux and rovl show them there",
+        applies: |seen| seen.fact == "xattrs" && without(seen.rovl, "user.overlay.") == seen.peer,
+    },
+    Fault {
+        name: "override-stat-shown",
+        why: "the xattrs that owners and modes are kept in show through the mount",
+        applies: |seen| {
+            let keys = [
+                "security.fuseoverlayfs.",
+                "user.fuseoverlayfs.",
+                "user.containers.",
+            ];
+            let hidden = keys.iter().fold(seen.peer.to_owned(), |text, key| {
+                without(&text, &format!("{key}override_stat="))
+            });
+            seen.fact == "xattrs" && hidden == seen.rovl
+        },
+    },
 ];
+
+fn without(xattrs: &str, prefix: &str) -> String {
+    let kept = xattrs.split(' ').filter(|xattr| !xattr.starts_with(prefix));
+    kept.collect::<Vec<_>>().join(" ")
+}
 
 /// What differs and is not known, one line each; `peer` is fuse-overlayfs's view.
 pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
@@ -39,11 +64,17 @@ pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
         let (a, b) = match (peer.get(path), rovl.get(path)) {
             (Some(a), Some(b)) => (a, b),
             (Some(_), None) => {
-                lines.push(format!("{}: fuse-overlayfs has it, rovl not", path.display()));
+                lines.push(format!(
+                    "{}: fuse-overlayfs has it, rovl not",
+                    path.display()
+                ));
                 continue;
             }
             (None, _) => {
-                lines.push(format!("{}: rovl has it, fuse-overlayfs not", path.display()));
+                lines.push(format!(
+                    "{}: rovl has it, fuse-overlayfs not",
+                    path.display()
+                ));
                 continue;
             }
         };
@@ -53,9 +84,19 @@ pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
         for (fact, peer) in facts {
             let rovl = ours.iter().find(|(name, _)| *name == fact);
             let rovl = rovl.map_or("nothing", |(_, value)| value);
-            let seen = Seen { version, path, fact, peer: &peer, rovl, entry: b };
+            let seen = Seen {
+                version,
+                path,
+                fact,
+                peer: &peer,
+                rovl,
+                entry: b,
+            };
             if !FAULTS.iter().any(|fault| (fault.applies)(&seen)) {
-                lines.push(format!("{}: {fact}: fuse-overlayfs {peer}, rovl {rovl}", path.display()));
+                lines.push(format!(
+                    "{}: {fact}: fuse-overlayfs {peer}, rovl {rovl}",
+                    path.display()
+                ));
             }
         }
     }
@@ -63,7 +104,11 @@ pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
 }
 
 fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
-    let mut facts: Vec<_> = entry.facts.iter().map(|(fact, value)| (*fact, value.clone())).collect();
+    let mut facts: Vec<_> = entry
+        .facts
+        .iter()
+        .map(|(fact, value)| (*fact, value.clone()))
+        .collect();
     facts.push(("mtime", format!("{:?}", entry.times[0])));
     facts
 }

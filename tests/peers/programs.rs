@@ -35,7 +35,10 @@ impl Version {
             Version::Two => "version 2.0.0",
         };
         let shown = program.display();
-        assert!(said.contains(wanted), "{shown} is not fuse-overlayfs {wanted}: {said}");
+        assert!(
+            said.contains(wanted),
+            "{shown} is not fuse-overlayfs {wanted}: {said}"
+        );
         program
     }
 
@@ -52,7 +55,13 @@ fn install() -> PathBuf {
     if !program.exists() {
         println!("installing fuse-overlayfs 2.0.0 in {}", root.display());
         let output = Command::new(env!("CARGO"))
-            .args(["install", "--locked", "--quiet", "fuse-overlayfs@2.0.0", "--root"])
+            .args([
+                "install",
+                "--locked",
+                "--quiet",
+                "fuse-overlayfs@2.0.0",
+                "--root",
+            ])
             .arg(&root)
             .current_dir("/")
             .env_remove("RUSTFLAGS")
@@ -60,7 +69,10 @@ fn install() -> PathBuf {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "cargo can't install fuse-overlayfs 2.0.0: {said}");
+        assert!(
+            output.status.success(),
+            "cargo can't install fuse-overlayfs 2.0.0: {said}"
+        );
     }
     program
 }

@@ -18,10 +18,45 @@ fn options(who: &Subject) -> &'static [&'static str] {
     if *who == Subject::Rovl { &OPTIONS } else { &[] }
 }
 
+/// Steps that fuse-overlayfs does not survive.
+struct Deadly {
+    why: &'static str,
+    version: Version,
+    steps: &'static [&'static str],
+}
+
+const DEADLY: &[Deadly] = &[
+    Deadly {
+        why: "it opens a fifo of its layers like a file, and waits for ever for somebody to write",
+        version: Version::One,
+        steps: &["chown fifo", "mkfifo"],
+    },
+    Deadly {
+        why: "a time before 1970 ends its threads",
+        version: Version::Two,
+        steps: &["utimens meta3", "utimens symlong", "utimens dir/sub/deep"],
+    },
+];
+
+impl Deadly {
+    fn is(&self, version: Version, step: &str) -> bool {
+        let is = self.version == version && self.steps.contains(&step);
+        if is {
+            println!("left out: {step}: {}", self.why);
+        }
+        is
+    }
+}
+
 /// Mounts, runs a part of the script, unmounts; the view of a fresh mount after that.
-fn turn(who: &Subject, layers: &Layers, part: usize) -> View {
+fn turn(who: &Subject, version: Version, layers: &Layers, part: usize) -> View {
     let mounted = who.mount(layers, options(who));
-    play(PARTS[part], mounted.root());
+    let steps: Vec<_> = PARTS[part]
+        .iter()
+        .filter(|(name, _)| !DEADLY.iter().any(|deadly| deadly.is(version, name)))
+        .copied()
+        .collect();
+    play(&steps, mounted.root());
     mounted.unmount();
     look(who, layers)
 }
@@ -40,20 +75,35 @@ fn trip(base: &Path, version: Version, namespace: Namespace, peer_first: bool) -
     for special in ["sp", "mc"] {
         std::fs::remove_dir_all(lowers.same[0].join(special)).unwrap();
     }
+    if version == Version::One {
+        std::fs::remove_file(lowers.same[2].join("fifo")).unwrap();
+    }
     let mut layers = Layers::new(&base.join("trip"), 0);
     layers.lowers = lowers.same;
     let mut failures = Vec::new();
     for part in 0..PARTS.len() {
         let peers_turn = (part % 2 == 0) == peer_first;
         let (theirs, ours) = if peers_turn {
-            (turn(&peer, &layers, part), look(&Subject::Rovl, &layers))
+            (
+                turn(&peer, version, &layers, part),
+                look(&Subject::Rovl, &layers),
+            )
         } else {
-            let ours = turn(&Subject::Rovl, &layers, part);
+            let ours = turn(&Subject::Rovl, version, &layers, part);
             (look(&peer, &layers), ours)
         };
+        assert!(
+            theirs.len() > 40,
+            "the views are almost empty: {}",
+            theirs.len()
+        );
         let who = if peers_turn { "fuse-overlayfs" } else { "rovl" };
         let found = differences(version, &theirs, &ours);
-        failures.extend(found.into_iter().map(|line| format!("part {part}, by {who}: {line}")));
+        failures.extend(
+            found
+                .into_iter()
+                .map(|line| format!("part {part}, by {who}: {line}")),
+        );
     }
     failures
 }
@@ -75,7 +125,12 @@ fn both_ways(base: &Path, version: Version, namespace: Namespace) -> Vec<String>
 }
 
 fn assert_none(failures: &[String]) {
-    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} differences:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 fn as_root(version: Version) {
@@ -92,7 +147,10 @@ fn in_a_user_namespace(version: Version) {
         Version::One => "trips::part_with_1",
         Version::Two => "trips::part_with_2",
     };
-    let given = [("PEER_BASE", base.path()), ("PEER_PROGRAM", programs.path())];
+    let given = [
+        ("PEER_BASE", base.path()),
+        ("PEER_PROGRAM", programs.path()),
+    ];
     assert_none(&run_part(part, &given));
 }
 
