@@ -19,6 +19,10 @@ mod support;
 
 #[path = "matrix/cell.rs"]
 mod cell;
+#[path = "matrix/changing.rs"]
+mod changing;
+#[path = "matrix/chown.rs"]
+mod chown;
 #[path = "matrix/faults.rs"]
 mod faults;
 #[path = "matrix/lowers.rs"]
@@ -32,9 +36,22 @@ mod script;
 #[path = "matrix/view.rs"]
 mod view;
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use cell::Namespace;
 use namespace::{answer, given, run_part};
 use support::{LoopFs, Scratch, require_program, require_root};
+
+/// The tests share two processors; one that measures time has them for itself.
+static PROCESSORS: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    PROCESSORS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn among_others() -> RwLockReadGuard<'static, ()> {
+    PROCESSORS.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 const MIB: u64 = 1 << 20;
 
@@ -80,6 +97,7 @@ impl Disk {
 
 fn matrix(kind: &str, namespace: Namespace) {
     require_root();
+    let _turn = among_others();
     for program in ["setfattr", "setfacl", "nsenter", "unshare"] {
         require_program(program);
     }

@@ -100,7 +100,7 @@ pub struct Liberty {
 }
 
 impl Liberty {
-    /// Whether the cell is one of them; told once for each kind.
+    /// Whether the cell is one of them.
     pub fn applies(&self, cell: &Cell, namespace: Namespace) -> bool {
         (self.applies)(cell, namespace)
     }

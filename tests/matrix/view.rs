@@ -211,25 +211,12 @@ fn xattrs(path: &Path) -> String {
     found.join(" ")
 }
 
-/// Something that Linux shows and nobody else need show: it is not compared then.
-pub struct Quirk {
-    pub name: &'static str,
-    pub why: &'static str,
-}
-
-/// All of them.
-pub const QUIRKS: &[Quirk] = &[
-    Quirk {
-        name: "refused-unlisted",
-        why: "Linux leaves out of a listing, or fails to list, what it refuses to look up (redirects, metacopy); \
-              such names must be refused by all",
-    },
-    Quirk {
-        name: "dir-times",
-        why: "an operation that fails half-way, or the whiteout that a rename leaves, changes a directory's \
-              mtime in one and not in the other",
-    },
-];
+// What Linux shows and nobody else need show. It is not compared:
+//
+// - refused names: Linux leaves out of a listing, or fails to list, what it refuses to look up (redirects,
+//   metacopy). Whoever lists them must refuse them too.
+// - times of directories, of layers that two have written: an operation that fails half-way, or the whiteout
+//   that a rename leaves, changes a directory's mtime in one and not in the other.
 
 /// Whether a path is beneath a directory that Linux failed to list.
 fn unlisted(view: &View, path: &Path) -> bool {
