@@ -29,6 +29,8 @@ mod faults;
 mod lowers;
 #[path = "matrix/namespace.rs"]
 mod namespace;
+#[path = "matrix/places.rs"]
+mod places;
 #[path = "matrix/run.rs"]
 mod run;
 #[path = "matrix/script.rs"]

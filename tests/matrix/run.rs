@@ -74,6 +74,11 @@ pub fn run_all(disk: &Path, other: &Path, namespace: Namespace) -> Vec<String> {
         "{served} cells, {refused} refused, in {:?}",
         start.elapsed()
     );
+    for liberty in [OWN_MARKS, KEPT_LINKS, ONE_DEVICE] {
+        let is = |cell: &&Cell| liberty.applies(cell, namespace);
+        let count = cells.iter().filter(is).count();
+        println!("  {count} cells are {}: {}", liberty.name, liberty.why);
+    }
     assert_eq!(refused + served, cells.len(), "a cell ended early");
     let failures = failures.into_inner().unwrap();
     failures.values().map(Failure::summary).collect()
