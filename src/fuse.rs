@@ -18,6 +18,7 @@
 
 mod convert;
 mod filesystem;
+mod ioctl;
 pub mod mount;
 mod refresh;
 mod requests;

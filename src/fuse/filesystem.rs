@@ -492,15 +492,20 @@ impl fuser::Filesystem for Filesystem {
     fn ioctl(
         &self,
         _req: &fuser::Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: fuser::IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.serve(Request::ioctl, || reply.error(errno(Errno::NOTTY)));
+        self.serve(Request::ioctl, || {
+            match super::ioctl::answer(&self.overlay, ino.0, cmd, in_data) {
+                Ok(data) => reply.ioctl(0, &data),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
     }
 
     fn fallocate(
