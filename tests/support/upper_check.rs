@@ -598,7 +598,7 @@ impl Walk<'_> {
             .and_then(|value| nlink(value, meta.nlink(), lower));
         match count {
             None => self.fault(path, "has no overlay.nlink, or one that can't be read"),
-            _ if names == 0 => self.fault(path, "is dangling: no name leads to it"),
+            _ if names + hidden == 0 => self.fault(path, "is dangling: no name leads to it"),
             Some(count) if count != names && count != names + hidden => {
                 let value = value.unwrap_or_default();
                 let value = value.escape_ascii();
