@@ -347,7 +347,7 @@ fn nothing_is_pretended(lowers: &[PathBuf], ours: &Layers) {
         !removed,
         "merged/mid"
     );
-    let emptied = errors.iter().any(|step| *step == ("mkdir opq", 0));
+    let emptied = errors.contains(&("mkdir opq", 0));
     let old = ["opq/old1", "opq/new1"]
         .iter()
         .any(|name| again.contains_key(Path::new(name)));

@@ -1,18 +1,15 @@
 //! Where fuse-overlayfs is known to be wrong, and how two views differ beyond that.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use crate::programs::Version;
 use crate::view::{Entry, View};
 
 /// One fact of one entry that two views don't agree on.
 pub struct Seen<'a> {
-    pub version: Version,
-    pub path: &'a Path,
     pub fact: &'static str,
     pub peer: &'a str,
     pub rovl: &'a str,
-    pub entry: &'a Entry,
 }
 
 /// A fault of fuse-overlayfs that makes an equality impossible.
@@ -27,7 +24,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "nlink-of-lower-links",
         why: "st_nlink of a lower hard link counts the names looked up so far (2.0.0), or is the lower's (1.10)",
-        applies: |seen| seen.fact == "nlink",
+        applies: |seen| seen.fact == "nlink" && [seen.peer, seen.rovl] != ["1", "1"],
     },
     Fault {
         name: "other-marks",
@@ -57,8 +54,9 @@ fn without(xattrs: &str, prefix: &str) -> String {
 }
 
 /// What differs and is not known, one line each; `peer` is fuse-overlayfs's view.
-pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
+pub fn differences(peer: &View, rovl: &View) -> Vec<String> {
     let mut lines = Vec::new();
+    let mut used = BTreeMap::new();
     let paths: std::collections::BTreeSet<&PathBuf> = peer.keys().chain(rovl.keys()).collect();
     for path in paths {
         let (a, b) = match (peer.get(path), rovl.get(path)) {
@@ -85,20 +83,23 @@ pub fn differences(version: Version, peer: &View, rovl: &View) -> Vec<String> {
             let rovl = ours.iter().find(|(name, _)| *name == fact);
             let rovl = rovl.map_or("nothing", |(_, value)| value);
             let seen = Seen {
-                version,
-                path,
                 fact,
                 peer: &peer,
                 rovl,
-                entry: b,
             };
-            if !FAULTS.iter().any(|fault| (fault.applies)(&seen)) {
-                lines.push(format!(
+            match FAULTS.iter().find(|fault| (fault.applies)(&seen)) {
+                Some(fault) => {
+                    used.insert(fault.name, fault.why);
+                }
+                None => lines.push(format!(
                     "{}: {fact}: fuse-overlayfs {peer}, rovl {rovl}",
                     path.display()
-                ));
+                )),
             }
         }
+    }
+    for (name, why) in used {
+        println!("known of fuse-overlayfs: {name}: {why}");
     }
     lines
 }

@@ -98,7 +98,7 @@ fn trip(base: &Path, version: Version, namespace: Namespace, peer_first: bool) -
             theirs.len()
         );
         let who = if peers_turn { "fuse-overlayfs" } else { "rovl" };
-        let found = differences(version, &theirs, &ours);
+        let found = differences(&theirs, &ours);
         failures.extend(
             found
                 .into_iter()
