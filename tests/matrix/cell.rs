@@ -61,8 +61,9 @@ impl Cell {
                 }
             }
         }
-        // What syncs, and where the lowers are, have nothing to do with each other.
-        cells.retain(|cell| cell.place == Place::Same || !cell.volatile);
+        // What syncs, and whether redirects are made or only followed, has nothing to do with where lowers are.
+        let plain = |cell: &Cell| !cell.volatile && matches!(cell.redirect, "on" | "nofollow");
+        cells.retain(|cell| cell.place == Place::Same || plain(cell));
         cells
     }
 
