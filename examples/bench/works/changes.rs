@@ -1,0 +1,339 @@
+//! What changes the tree: making, removing, renaming, copying up.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::contents::size;
+use crate::data::{Scale, Set, Volume};
+use crate::exec;
+use crate::model::{Goal, Unit};
+use crate::native::{Names, count};
+use crate::render::thousands;
+use crate::work::{Session, Taken, Work, command_in, ended};
+
+/// So many names are prepared at most; how many are used is a matter of time.
+const MOST: u64 = 4000;
+
+pub fn works(scale: &Scale) -> Vec<Work> {
+    let mut works = own_names();
+    works.extend(by_size_of_directory(scale));
+    works.extend(directories());
+    works.extend(whole_trees(scale));
+    works.extend(copy_ups(scale));
+    works
+}
+
+/// Names in a directory of the mount.
+fn names(session: &Session<'_>, dir: &str, prefix: &str) -> Result<Names> {
+    let names = (0..MOST).map(|i| format!("{dir}/{prefix}{i}"));
+    Names::given(&session.mount.root, names)
+}
+
+/// Made, for something that happens to them later.
+fn made(session: &Session<'_>, dir: &str, prefix: &str) -> Result<Names> {
+    let names = names(session, dir, prefix)?;
+    for i in 0..MOST {
+        names.create(i, b"")?;
+    }
+    Ok(names)
+}
+
+/// Checks how many entries a directory has after the clock has stopped.
+fn holds(session: &Session<'_>, taken: Taken, dir: &str, entries: impl Fn(u64) -> u64) -> Result<Taken> {
+    let found = count(&session.mount.root.join(dir))?.entries;
+    let expected = entries(taken.operations);
+    ensure!(found == expected, "{found} entries instead of {expected} after {}", taken.operations);
+    Ok(taken)
+}
+
+fn own_names() -> Vec<Work> {
+    let goals = [Goal::kernel(3.0), Goal::peer(0.5)];
+    let create = |data: &'static [u8]| {
+        move |s: &Session<'_>| {
+            s.mount.new_dir("new")?;
+            let names = names(s, "new", "f")?;
+            let taken = s.counted(MOST, |i| names.create(i, data))?;
+            holds(s, taken, "new", |done| done)
+        }
+    };
+    static DATA: [u8; 4096] = [0x61; 4096];
+    vec![
+        Work::new("create-write", "create + write 4 KiB + close", Unit::Micros, Set::Empty, create(&DATA))
+            .per("file")
+            .goals(&goals),
+        Work::new("create", "create + close", Unit::Micros, Set::Empty, create(b"")).per("file"),
+        Work::new("unlink-upper", "unlink of a file in upper", Unit::Micros, Set::Empty, |s| {
+            s.mount.new_dir("new")?;
+            let names = made(s, "new", "f")?;
+            let taken = s.counted(MOST, |i| names.unlink(i))?;
+            holds(s, taken, "new", |done| MOST - done)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("unlink-lower", "unlink of a file in a lower", Unit::Micros, Set::Micro, |s| {
+            s.mount.changing("remove")?;
+            let names = Names::listed(&s.mount.root, "remove")?.expect(2000)?;
+            let taken = s.counted(names.len(), |i| names.unlink(i))?;
+            holds(s, taken, "remove", |done| 2000 - done)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("rename", "rename of a file in upper", Unit::Micros, Set::Empty, |s| {
+            s.mount.new_dir("new")?;
+            s.mount.new_dir("other")?;
+            let from = made(s, "new", "f")?;
+            let to = names(s, "other", "g")?;
+            let taken = s.counted(MOST, |i| from.rename(i, &to))?;
+            holds(s, taken, "other", |done| done)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("mkdir", "mkdir", Unit::Micros, Set::Empty, |s| {
+            s.mount.new_dir("new")?;
+            let names = names(s, "new", "d")?;
+            let taken = s.counted(MOST, |i| names.mkdir(i))?;
+            holds(s, taken, "new", |done| done)
+        })
+        .per("directory")
+        .goals(&goals),
+    ]
+}
+
+/// The same in a lower directory with few and with many entries.
+fn by_size_of_directory(scale: &Scale) -> Vec<Work> {
+    /// Few: otherwise the small directory would not stay small.
+    const FEW: u64 = 500;
+    /// A ratio of two measurements of the same thing is not exactly 1.
+    const SAME: f64 = 1.2;
+    let mut works = Vec::new();
+    for (dir, entries) in [("ten", 10), ("large", scale.large as u64)] {
+        let words = thousands(entries as f64);
+        let goals = |what: &str| -> Vec<Goal> {
+            let small = (dir == "large").then(|| Goal::row(&format!("{what}-in-ten"), SAME));
+            small.into_iter().collect()
+        };
+        let make = move |s: &Session<'_>| -> Result<Names> {
+            s.mount.changing(dir)?;
+            // The first change copies the directory up.
+            fs::write(s.mount.root.join(dir).join("first"), "")?;
+            let names = (0..FEW).map(|i| format!("{dir}/new-name-{i}"));
+            Names::given(&s.mount.root, names)
+        };
+        works.push(
+            Work::new(&format!("create-in-{dir}"), format!("create in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
+                let names = make(s)?;
+                let taken = s.counted(FEW, |i| names.create(i, b""))?;
+                holds(s, taken, dir, |done| entries + 1 + done)
+            })
+            .per("file")
+            .goals(&goals("create")),
+        );
+        works.push(
+            Work::new(&format!("unlink-in-{dir}"), format!("unlink in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
+                let names = make(s)?;
+                for i in 0..FEW {
+                    names.create(i, b"")?;
+                }
+                let taken = s.counted(FEW, |i| names.unlink(i))?;
+                holds(s, taken, dir, |done| entries + 1 + FEW - done)
+            })
+            .per("file")
+            .goals(&goals("unlink")),
+        );
+        works.push(
+            Work::new(&format!("lookup-in-{dir}"), format!("first lookup in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
+                let root = s.mount.read_root();
+                fs::metadata(root.join(dir).join("f0"))?;
+                // f0 is known now; 9 names are what the small directory has left.
+                let step = (entries / 10).max(1);
+                let names = (1..10).map(|i| format!("{dir}/f{}", i * step));
+                let names = Names::given(root, names)?;
+                s.once(names.len(), || names.stat_all())
+            })
+            .per("name")
+            .goals(&goals("lookup")),
+        );
+    }
+    works
+}
+
+fn directories() -> Vec<Work> {
+    let rename = |session: &Session<'_>, from: &Names, to: &str| -> Result<Taken> {
+        session.mount.new_dir(to)?;
+        let target = (0..from.len()).map(|i| format!("{to}/d{i}"));
+        let target = Names::given(&session.mount.root, target)?;
+        let taken = session.counted(from.len(), |i| from.rename(i, &target))?;
+        holds_dirs(session, taken, to)
+    };
+    vec![
+        Work::new("rename-dir-upper", "rename of a directory in upper", Unit::Micros, Set::Empty, move |s| {
+            s.mount.new_dir("new")?;
+            let from = Names::given(&s.mount.root, (0..1000).map(|i| format!("new/d{i}")))?;
+            (0..from.len()).try_for_each(|i| from.mkdir(i))?;
+            rename(s, &from, "other")
+        })
+        .per("directory"),
+        Work::new("rename-dir-lower", "rename of a directory in lowers", Unit::Micros, Set::Walk, move |s| {
+            // Some of its directories: of the bare file system's copy too.
+            s.mount.changing("walk")?;
+            let from = Names::listed(&s.mount.root, "walk/a0")?;
+            rename(s, &from, "other")
+        })
+        .per("directory"),
+    ]
+}
+
+fn holds_dirs(session: &Session<'_>, taken: Taken, dir: &str) -> Result<Taken> {
+    let found = fs::read_dir(session.mount.root.join(dir))?.count() as u64;
+    ensure!(found == taken.operations, "{found} directories instead of {}", taken.operations);
+    Ok(taken)
+}
+
+fn gone(path: &Path) -> Result<()> {
+    ensure!(fs::symlink_metadata(path).is_err(), "{} is still there", path.display());
+    Ok(())
+}
+
+fn unpack(session: &Session<'_>) -> std::process::Command {
+    let archive = session.mount.layers.dir.join("archive.tar");
+    let mut tar = command_in(&session.mount.root, &["tar", "-xf"]);
+    tar.arg(archive);
+    tar
+}
+
+fn whole_trees(scale: &Scale) -> Vec<Work> {
+    let goals = [Goal::kernel(2.5), Goal::peer(0.4)];
+    let (archived, sources) = (scale.archive as u64, scale.tree as u64);
+    let files = |n: u64| thousands(n as f64);
+    let same_count = |s: &Session<'_>, path: &str, expected: u64| -> Result<()> {
+        let found = count(&s.mount.root.join(path))?.files;
+        ensure!(found == expected, "{found} files instead of {expected}");
+        Ok(())
+    };
+    vec![
+        Work::new("untar", format!("untar of {} files", files(archived)), Unit::Seconds, Set::Tree, move |s| {
+            let taken = s.program(archived, || unpack(s), |done| ended(done, 0))?;
+            same_count(s, "files", archived)?;
+            Ok(taken)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("rm-upper", format!("rm -rf of {} files in upper", files(archived)), Unit::Seconds, Set::Tree, move |s| {
+            exec::succeed(&mut unpack(s))?;
+            same_count(s, "files", archived)?;
+            let rm = || command_in(&s.mount.root, &["rm", "-rf", "files"]);
+            let taken = s.program(archived, rm, |done| ended(done, 0))?;
+            gone(&s.mount.root.join("files"))?;
+            Ok(taken)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("rm-lower", format!("rm -rf of {} files in lowers", files(sources)), Unit::Seconds, Set::Tree, move |s| {
+            s.mount.changing("tree")?;
+            let rm = || command_in(&s.mount.root, &["rm", "-rf", "tree"]);
+            let taken = s.program(sources, rm, |done| ended(done, 0))?;
+            gone(&s.mount.root.join("tree"))?;
+            Ok(taken)
+        })
+        .per("file")
+        .goals(&goals),
+        Work::new("cp", format!("cp -a of {} files", files(sources)), Unit::Seconds, Set::Tree, move |s| {
+            let source = s.reading("tree");
+            let mut words = vec!["cp".into(), "-a".into(), "--reflink=never".into()];
+            words.extend([source.into_os_string(), "copy".into()]);
+            let cp = || command_in(&s.mount.root, &words);
+            let taken = s.program(sources, cp, |done| ended(done, 0))?;
+            let original = count(&s.mount.layers.merged.join("tree"))?;
+            let copy = count(&s.mount.root.join("copy"))?;
+            ensure!(copy.files == original.files, "{copy:?} instead of {original:?}");
+            Ok(taken)
+        })
+        .per("file"),
+        Work::new("chown", format!("chown -R of {} files in lowers", files(sources)), Unit::Seconds, Set::Tree, move |s| {
+            s.mount.changing("tree")?;
+            let chown = || command_in(&s.mount.root, &["chown", "-R", "1234:1234", "tree"]);
+            let taken = s.program(sources, chown, |done| ended(done, 0))?;
+            let first = "tree/a0/b0/file0.c";
+            let owner = fs::metadata(s.mount.root.join(first))?.uid();
+            ensure!(owner == 1234, "{first} is still of {owner}");
+            Ok(taken)
+        })
+        .per("file"),
+    ]
+}
+
+/// Writing a byte to files in a lower, each synced.
+fn copy_ups(scale: &Scale) -> Vec<Work> {
+    let (small, mid) = scale.copies;
+    let mut works = Vec::new();
+    for (volume, fs) in [(Volume::Ext4, "ext4"), (Volume::Xfs, "XFS")] {
+        for (dir, files, bytes) in [("small", small, 4096), ("mid", mid, 1 << 20)] {
+            let id = format!("copy-up-{dir}-{}", fs.to_lowercase());
+            let title = format!("copy-up of {} + fsync, {fs}", size(bytes));
+            works.push(
+                Work::new(&id, title, Unit::Millis, Set::Copy, move |s| {
+                    s.mount.changing(dir)?;
+                    let names = Names::listed(&s.mount.root, dir)?.expect(files)?;
+                    let taken = s.counted(names.len(), |i| names.touch_byte(i))?;
+                    copied_up(s, dir, bytes, taken)
+                })
+                .per("file")
+                .on(volume),
+            );
+        }
+        let goals = if fs == "XFS" {
+            [Goal::kernel(1.2), Goal::peer(0.1)]
+        } else {
+            [Goal::kernel(1.1), Goal::peer(0.8)]
+        };
+        let (id, bytes) = (format!("copy-up-big-{}", fs.to_lowercase()), scale.big);
+        let title = format!("copy-up of {} + fsync, {fs}", size(bytes));
+        works.push(
+            Work::new(&id, title, Unit::Seconds, Set::Copy, move |s| big(s, bytes))
+                .per("file")
+                .on(volume)
+                .goals(&goals),
+        );
+    }
+    works
+}
+
+/// Checks that so many files are in upper, whole, and that the lower files are as they were.
+fn copied_up(session: &Session<'_>, dir: &str, bytes: u64, taken: Taken) -> Result<Taken> {
+    let place = if session.mount.is_bare() { &session.mount.root } else { &session.mount.upper };
+    let entries = fs::read_dir(place.join(dir))?.collect::<Result<Vec<_>, _>>()?;
+    for entry in &entries {
+        let len = entry.metadata()?.len();
+        ensure!(len == bytes, "{} bytes instead of {bytes} in upper", len);
+    }
+    let found = entries.len() as u64;
+    let enough = found == taken.operations || (session.mount.is_bare() && found >= taken.operations);
+    ensure!(enough, "{found} files in upper instead of {}", taken.operations);
+    Ok(taken)
+}
+
+fn big(session: &Session<'_>, bytes: u64) -> Result<Taken> {
+    let root = &session.mount.root;
+    if session.mount.is_bare() {
+        // What a copy-up does, by hand.
+        let source = session.mount.layers.merged.join("big");
+        let mut cp = exec::command(&["cp", "--reflink=auto"]);
+        cp.args([&source, &root.join("big")]);
+        return session.once(1, || {
+            exec::succeed(&mut cp)?;
+            Names::given(root, ["big".to_owned()])?.touch_byte(0)
+        });
+    }
+    let names = Names::given(root, ["big".to_owned()])?;
+    let lower = session.mount.layers.lowers.last().context("no layers")?.join("big");
+    let before = fs::metadata(&lower)?;
+    let taken = session.once(1, || names.touch_byte(0))?;
+    let after = fs::metadata(&lower)?;
+    ensure!(before.modified()? == after.modified()?, "the lower file was written");
+    let len = fs::metadata(session.mount.upper.join("big"))?.len();
+    ensure!(len == bytes, "{len} bytes instead of {bytes} in upper");
+    Ok(taken)
+}
