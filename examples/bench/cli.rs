@@ -11,7 +11,11 @@ use clap::Parser;
 ///
 /// Needs root and /dev/fuse. Ends with 1 when work failed on rovl or on a target of --target.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "tools/bench", disable_version_flag = true, args_override_self = true)]
+#[command(
+    name = "tools/bench",
+    disable_version_flag = true,
+    args_override_self = true
+)]
 pub struct Args {
     /// Less data and shorter loops: at most 5 minutes of measuring
     #[arg(long)]
@@ -62,7 +66,11 @@ pub struct Args {
     #[arg(long, value_name = "PROGRAM")]
     pub fuse_overlayfs_2: Option<PathBuf>,
     /// The fuse-overlayfs 1.x to compare with
-    #[arg(long, value_name = "PROGRAM", default_value = "/usr/bin/fuse-overlayfs")]
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        default_value = "/usr/bin/fuse-overlayfs"
+    )]
     pub fuse_overlayfs_1: PathBuf,
     /// Print what has to be installed for this run (for tools/bench), and end
     #[arg(long, hide = true)]
@@ -84,7 +92,11 @@ impl Args {
 
 /// Whether `--only` takes work with this id and title.
 pub fn is_chosen(only: &str, id: &str, title: &str) -> bool {
-    let mut words = only.split([',', '|']).map(str::trim).filter(|w| !w.is_empty()).peekable();
+    let mut words = only
+        .split([',', '|'])
+        .map(str::trim)
+        .filter(|w| !w.is_empty())
+        .peekable();
     words.peek().is_none()
         || words.any(|word| match word.strip_prefix('=') {
             Some(exact) => id == exact,
@@ -144,7 +156,10 @@ mod tests {
     fn words_are_split_as_a_shell_would() {
         let split = |line| split_words(line).unwrap();
         assert_eq!(split("a  b\tc"), ["a", "b", "c"]);
-        assert_eq!(split(r#"a "b c" 'd "e' f\ g """#), ["a", "b c", "d \"e", "f g", ""]);
+        assert_eq!(
+            split(r#"a "b c" 'd "e' f\ g """#),
+            ["a", "b c", "d \"e", "f g", ""]
+        );
         assert_eq!(split(r#""a\"b" '\'"#), ["a\"b", "\\"]);
         assert_eq!(split(""), [""; 0]);
         assert!(split_words("a 'b").is_err());

@@ -12,7 +12,10 @@ pub fn utc(time: SystemTime) -> String {
     let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let (day, month) = (
+        day - (153 * month + 2) / 5 + 1,
+        if month < 10 { month + 3 } else { month - 9 },
+    );
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")

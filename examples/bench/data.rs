@@ -145,10 +145,18 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn new(dir: &Path, scale: Scale, root_archive: PathBuf, file_system: Option<&str>) -> Result<Store> {
+    pub fn new(
+        dir: &Path,
+        scale: Scale,
+        root_archive: PathBuf,
+        file_system: Option<&str>,
+    ) -> Result<Store> {
         fs::create_dir_all(dir)?;
         let dir = fs::canonicalize(dir)?;
-        let base = tempfile::Builder::new().prefix("rovl-bench-").tempdir_in(dir)?.keep();
+        let base = tempfile::Builder::new()
+            .prefix("rovl-bench-")
+            .tempdir_in(dir)?
+            .keep();
         // Programs in a chroot that give up root must get through.
         fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let mut store = Store {
@@ -171,7 +179,11 @@ impl Store {
         let path = self.volumes.get(&Volume::Base).unwrap_or(&self.base);
         let done = exec::succeed(exec::command(&["stat", "-f", "-c", "%T"]).arg(path))?;
         let name = done.text.trim();
-        Ok(if name == "ext2/ext3" { "ext4".to_owned() } else { name.to_owned() })
+        Ok(if name == "ext2/ext3" {
+            "ext4".to_owned()
+        } else {
+            name.to_owned()
+        })
     }
 
     fn volume(&mut self, volume: Volume) -> Result<PathBuf> {
@@ -200,7 +212,15 @@ impl Store {
         let gib = if self.scale.big >= 1 << 30 { 24 } else { 6 };
         File::create_new(&image)?.set_len(gib << 30)?;
         let format: &[&str] = match kind {
-            "ext4" => &["mkfs.ext4", "-q", "-F", "-i", "8192", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            "ext4" => &[
+                "mkfs.ext4",
+                "-q",
+                "-F",
+                "-i",
+                "8192",
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+            ],
             "xfs" => &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
             "btrfs" => &["mkfs.btrfs", "-q", "-f"],
             _ => bail!("--fs {kind}: can make ext4, xfs and btrfs"),
@@ -231,7 +251,9 @@ impl Store {
                         scratch: all.scratch.clone(),
                     }
                 }
-                _ => self.build(set, &path).with_context(|| format!("making the data {set:?}"))?,
+                _ => self
+                    .build(set, &path)
+                    .with_context(|| format!("making the data {set:?}"))?,
             };
             self.sets.insert(key, layers);
         }
@@ -241,14 +263,22 @@ impl Store {
     fn build(&self, set: Set, volume: &Path) -> Result<Layers> {
         let name = format!("{set:?}").to_lowercase();
         // Short names: a command line has to hold 500 of them.
-        let dir = volume.join(name.chars().take_while(|c| c.is_alphabetic()).collect::<String>());
+        let dir = volume.join(
+            name.chars()
+                .take_while(|c| c.is_alphabetic())
+                .collect::<String>(),
+        );
         let layers = Layers {
             lowers: (0..set.layers()).map(|i| dir.join(i.to_string())).collect(),
             merged: dir.join("merged"),
             scratch: volume.join("run"),
             dir,
         };
-        for path in layers.lowers.iter().chain([&layers.merged, &layers.scratch]) {
+        for path in layers
+            .lowers
+            .iter()
+            .chain([&layers.merged, &layers.scratch])
+        {
             fs::create_dir_all(path)?;
         }
         let mut builder = Builder {
@@ -329,7 +359,10 @@ impl Builder<'_> {
     /// A file whose bytes don't repeat.
     fn file(&mut self, layer: usize, name: &str, size: u64) -> Result<()> {
         let places = self.places(layer, name)?;
-        let mut files = places.iter().map(File::create_new).collect::<Result<Vec<_>, _>>()?;
+        let mut files = places
+            .iter()
+            .map(File::create_new)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut left = size;
         let mut block = Vec::new();
         while left > 0 {
@@ -433,7 +466,9 @@ impl Builder<'_> {
             let lines = 10 + self.random() % if i % 20 == 0 { 1000 } else { 60 };
             for line in 0..lines {
                 let word = self.random();
-                text.push_str(&format!("static long value_{line} = 0x{word:x}; /* {i} */\n"));
+                text.push_str(&format!(
+                    "static long value_{line} = 0x{word:x}; /* {i} */\n"
+                ));
             }
             if i % 100 == 0 {
                 text.push_str(&format!("/* {NEEDLE} */\n"));
@@ -444,7 +479,17 @@ impl Builder<'_> {
         for words in [
             &["git", "init", "-q"][..],
             &["git", "add", "."],
-            &["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "All"],
+            &[
+                "git",
+                "-c",
+                "user.name=a",
+                "-c",
+                "user.email=a@b",
+                "commit",
+                "-q",
+                "-m",
+                "All",
+            ],
         ] {
             let mut git = exec::command(words);
             exec::succeed(git.current_dir(&tree).env("GIT_CONFIG_GLOBAL", "/dev/null"))?;
@@ -464,7 +509,9 @@ impl Builder<'_> {
                 fs::create_dir_all(&dir)?;
             }
             let size = self.random() % 4096;
-            let data: Vec<u8> = (0..size / 8 + 1).flat_map(|_| self.random().to_le_bytes()).collect();
+            let data: Vec<u8> = (0..size / 8 + 1)
+                .flat_map(|_| self.random().to_le_bytes())
+                .collect();
             fs::write(dir.join(format!("file{i}")), data)?;
         }
         let archive = self.layers.dir.join("archive.tar");
@@ -478,7 +525,13 @@ impl Builder<'_> {
     fn root(&mut self, scale: &Scale, archive: &Path) -> Result<()> {
         let lowest = self.layers.lowers.last().context("no layers")?;
         for root in [lowest, &self.layers.merged] {
-            let mut tar = exec::command(&["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]);
+            let mut tar = exec::command(&[
+                "tar",
+                "--numeric-owner",
+                "--xattrs",
+                "--xattrs-include=*",
+                "-xpf",
+            ]);
             exec::succeed(tar.arg(archive).arg("-C").arg(root))?;
         }
         self.project(scale.units)?;
@@ -489,13 +542,19 @@ impl Builder<'_> {
         let home = "srv/project";
         self.dir(0, home)?;
         for h in 0..units * 2 {
-            let text = format!("#include <stdio.h>\n#include <stdlib.h>\nint unit_{h}(int);\n#define H{h} {h}\n");
+            let text = format!(
+                "#include <stdio.h>\n#include <stdlib.h>\nint unit_{h}(int);\n#define H{h} {h}\n"
+            );
             self.bytes(0, &format!("{home}/h{h}.h"), text.as_bytes())?;
         }
         let mut main = String::from("int main(void) { int sum = 0;\n");
         for u in 0..units {
-            let mut text: String = (0..units * 2).map(|h| format!("#include \"h{h}.h\"\n")).collect();
-            for system in ["string", "unistd", "errno", "math", "time", "signal", "sys/stat", "fcntl"] {
+            let mut text: String = (0..units * 2)
+                .map(|h| format!("#include \"h{h}.h\"\n"))
+                .collect();
+            for system in [
+                "string", "unistd", "errno", "math", "time", "signal", "sys/stat", "fcntl",
+            ] {
                 text.push_str(&format!("#include <{system}.h>\n"));
             }
             for f in 0..40 {
@@ -503,14 +562,19 @@ impl Builder<'_> {
                     "static int f{f}(int x) {{ for (int i = 0; i < {f}; i++) x = x * 31 + i; return x; }}\n"
                 ));
             }
-            text.push_str(&format!("int unit_{u}(int x) {{ return f3(x) + f7(x); }}\n"));
+            text.push_str(&format!(
+                "int unit_{u}(int x) {{ return f3(x) + f7(x); }}\n"
+            ));
             self.bytes(0, &format!("{home}/u{u}.c"), text.as_bytes())?;
-            main.push_str(&format!("extern int unit_{u}(int); sum += unit_{u}({u});\n"));
+            main.push_str(&format!(
+                "extern int unit_{u}(int); sum += unit_{u}({u});\n"
+            ));
         }
         main.push_str("return sum == 1; }\n");
         self.bytes(0, &format!("{home}/main.c"), main.as_bytes())?;
         let objects: String = (0..units).map(|u| format!(" u{u}.o")).collect();
-        let make = format!("prog: main.o{objects}\n\tcc -o $@ $^\n%.o: %.c\n\tcc -O1 -c -o $@ $<\n");
+        let make =
+            format!("prog: main.o{objects}\n\tcc -o $@ $^\n%.o: %.c\n\tcc -O1 -c -o $@ $<\n");
         self.bytes(0, &format!("{home}/Makefile"), make.as_bytes())
     }
 
@@ -526,7 +590,8 @@ impl Builder<'_> {
             fs::write(dir.join(format!("f{i}")), data)?;
         }
         let built = self.layers.dir.join("rovl-bench.deb");
-        let mut tool = exec::command(&["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build"]);
+        let mut tool =
+            exec::command(&["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build"]);
         exec::succeed(tool.args([&staging, &built]))?;
         for place in self.places(0, "srv/rovl-bench.deb")? {
             fs::copy(&built, place)?;

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
 
 /// Someone wants the bench to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -43,12 +45,14 @@ fn watched() -> MutexGuard<'static, Watched> {
 pub fn start_watching() -> Result<()> {
     const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
     rovl::sys::process::block_signals(&SIGNALS)?;
-    thread::Builder::new().name("signals".to_owned()).spawn(|| {
-        while rovl::sys::process::wait_signal(&SIGNALS).is_ok() {
-            INTERRUPTED.store(true, Ordering::SeqCst);
-            stop(&mut watched());
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(|| {
+            while rovl::sys::process::wait_signal(&SIGNALS).is_ok() {
+                INTERRUPTED.store(true, Ordering::SeqCst);
+                stop(&mut watched());
+            }
+        })?;
     thread::Builder::new().name("clock".to_owned()).spawn(|| {
         loop {
             thread::sleep(Duration::from_millis(200));
@@ -159,7 +163,9 @@ pub fn run(command: &mut Command) -> Result<Done> {
     let mut kept = Vec::new();
     let (mut bytes, mut lines) = (0, 0);
     let start = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("starting {name}"))?;
     let pid = Pid::from_child(&child);
     watched().program = Some(pid);
     let mut read = Ok(());
@@ -180,7 +186,10 @@ pub fn run(command: &mut Command) -> Result<Done> {
         };
     }
     // Not reaped until nobody would kill that number any more.
-    let ended = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    let ended = waitid(
+        WaitId::Pid(pid),
+        WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+    );
     let took = start.elapsed();
     watched().program = None;
     let status = child.wait();
@@ -197,7 +206,9 @@ pub fn run(command: &mut Command) -> Result<Done> {
         bytes,
         lines,
         text: String::from_utf8_lossy(&kept).into_owned(),
-        errors: String::from_utf8_lossy(errors.get(from..).unwrap_or_default()).trim().to_owned(),
+        errors: String::from_utf8_lossy(errors.get(from..).unwrap_or_default())
+            .trim()
+            .to_owned(),
     })
 }
 
@@ -220,6 +231,9 @@ pub fn succeed(command: &mut Command) -> Result<Done> {
 pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
     let mut words = words.iter();
     let mut command = Command::new(words.next().map_or("false".as_ref(), AsRef::as_ref));
-    command.args(words).env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+    command
+        .args(words)
+        .env("LC_ALL", "C.UTF-8")
+        .env("TZ", "UTC");
     command
 }

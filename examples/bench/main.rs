@@ -15,7 +15,11 @@
 //! Invariant: everything on disk is beneath one directory, every mount is beneath it too, and both go when their
 //! owner goes out of scope, also after an error and after SIGINT.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program, not a library"
+)]
 
 mod cli;
 mod clock;
@@ -59,25 +63,36 @@ fn main() -> ExitCode {
 /// Whether everything worked on rovl and on the targets that were given.
 fn run(args: &Args) -> Result<bool> {
     if let Some(path) = &args.render {
-        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let mut report: Report = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let mut report: Report =
+            serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
         report.conclude();
         show(args, &report)?;
         return Ok(true);
     }
     let plan = Plan::new(args);
     let works = schedule::chosen(args, &plan);
-    ensure!(!works.is_empty(), "--only {}: no such work; see --list", args.only);
+    ensure!(
+        !works.is_empty(),
+        "--only {}: no such work; see --list",
+        args.only
+    );
     let mut targets = targets::chosen(args)?;
     if args.needs {
-        schedule::needs(args, &works, &targets).iter().for_each(|need| println!("{need}"));
+        schedule::needs(args, &works, &targets)
+            .iter()
+            .for_each(|need| println!("{need}"));
         return Ok(true);
     }
     if args.list {
         list(&works, &targets);
         return Ok(true);
     }
-    ensure!(rustix::process::geteuid().is_root(), "mounts file systems: run it as root");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "mounts file systems: run it as root"
+    );
     exec::start_watching()?;
     targets::ask_versions(&mut targets);
     let root = args.root_archive();
@@ -94,7 +109,12 @@ fn run(args: &Args) -> Result<bool> {
     let measured = run.measure(&mut report);
     drop(run);
     report.conclude();
-    if report.rows.iter().flat_map(|row| &row.cells).any(|cell| !cell.samples.is_empty()) {
+    if report
+        .rows
+        .iter()
+        .flat_map(|row| &row.cells)
+        .any(|cell| !cell.samples.is_empty())
+    {
         show(args, &report)?;
     }
     measured?;
@@ -104,8 +124,14 @@ fn run(args: &Args) -> Result<bool> {
 /// Peers may fail; rovl, and what was given by `--target`, may not. A mode of rovl may refuse to mount.
 fn worked(report: &Report) -> bool {
     let ours = |family| matches!(family, Family::Rovl | Family::Other);
-    let refused = report.targets.iter().any(|t| t.family == Family::Other && t.refused.is_some());
-    let none = report.targets.iter().any(|t| t.name == "rovl" && t.refused.is_some());
+    let refused = report
+        .targets
+        .iter()
+        .any(|t| t.family == Family::Other && t.refused.is_some());
+    let none = report
+        .targets
+        .iter()
+        .any(|t| t.name == "rovl" && t.refused.is_some());
     let failed = report.rows.iter().flat_map(|row| &row.cells).any(|cell| {
         let target = report.targets.iter().find(|t| t.name == cell.target);
         cell.error.is_some() && target.is_some_and(|t| ours(t.family))
@@ -121,7 +147,12 @@ fn list(works: &[work::Work], targets: &[targets::Target]) {
             group = work.group;
             println!("{group}");
         }
-        println!("  {:width$}  {}, {}", work.id, work.title, work.unit.symbol());
+        println!(
+            "  {:width$}  {}, {}",
+            work.id,
+            work.title,
+            work.unit.symbol()
+        );
     }
     println!("Targets");
     for target in targets {
@@ -140,7 +171,10 @@ fn show(args: &Args, report: &Report) -> Result<()> {
         print!("{markdown}");
     } else {
         print!("{}", render::text::render(report));
-        println!("\nwritten: {}/bench.json, bench.html, bench.md", args.out.display());
+        println!(
+            "\nwritten: {}/bench.json, bench.html, bench.md",
+            args.out.display()
+        );
     }
     Ok(())
 }
@@ -161,7 +195,8 @@ fn machine(file_system: String) -> Machine {
     let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
     let kib: u64 = memory.trim_end_matches(" kB").parse().unwrap_or(0);
     Machine {
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|e| e.to_string(), |text| text.trim().to_owned()),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map_or_else(|e| e.to_string(), |text| text.trim().to_owned()),
         cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "processor".to_owned()),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         memory_mib: kib >> 10,

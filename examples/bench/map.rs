@@ -36,7 +36,11 @@ impl Map {
             return Err(std::io::Error::last_os_error().into());
         }
         let base = base.cast();
-        Ok(Map { base, len, writable })
+        Ok(Map {
+            base,
+            len,
+            writable,
+        })
     }
 
     /// Bytes of it.

@@ -242,7 +242,11 @@ impl Cell {
         self.daemon_rss_mib =
             stats::median(&pick(&|s| s.daemon_rss_kib.map(|kib| kib as f64 / 1024.0)));
         self.daemon_cpu_ms = stats::median(&pick(&|s| s.daemon_cpu_ms));
-        let counted: Vec<&Sample> = self.samples.iter().filter(|s| s.requests.is_some()).collect();
+        let counted: Vec<&Sample> = self
+            .samples
+            .iter()
+            .filter(|s| s.requests.is_some())
+            .collect();
         let operations: u64 = counted.iter().map(|s| s.operations).sum();
         if operations > 0 {
             let mut kinds: BTreeMap<String, f64> = BTreeMap::new();
@@ -361,7 +365,10 @@ pub fn example() -> Report {
     };
     let mut rovl = cell("rovl", &[3.0, 2.0, 4.0]);
     for sample in &mut rovl.samples {
-        sample.requests = Some(BTreeMap::from([("lookup".to_owned(), 20), ("read".to_owned(), 5)]));
+        sample.requests = Some(BTreeMap::from([
+            ("lookup".to_owned(), 20),
+            ("read".to_owned(), 5),
+        ]));
         sample.daemon_rss_kib = Some(2048);
         sample.daemon_cpu_ms = Some(1.5);
     }
@@ -441,7 +448,11 @@ mod tests {
         assert_eq!(met(0), [(Some(1.5), Some(false)), (Some(0.15), Some(true))]);
         assert_eq!(
             met(1),
-            [(Some(3.0), Some(false)), (Some(9.0), Some(false)), (None, None)]
+            [
+                (Some(3.0), Some(false)),
+                (Some(9.0), Some(false)),
+                (None, None)
+            ]
         );
     }
 
@@ -449,7 +460,13 @@ mod tests {
     fn refused_modes_have_no_verdict() {
         let report = example();
         let refused = "rovl:passthrough=on";
-        assert!(report.rows.iter().flat_map(|r| &r.verdicts).all(|v| v.target != refused));
+        assert!(
+            report
+                .rows
+                .iter()
+                .flat_map(|r| &r.verdicts)
+                .all(|v| v.target != refused)
+        );
         assert!(report.measured().all(|t| t.name != refused));
     }
 

@@ -14,7 +14,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, openat, statat};
 use rustix::io::Errno;
 
-const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// Calls `each` with every name of a directory but `.` and `..`; how many there were.
@@ -67,7 +69,10 @@ impl Names {
     pub fn given(root: &Path, paths: impl IntoIterator<Item = String>) -> Result<Names> {
         let root = rustix::fs::open(root, DIR, Mode::empty())
             .with_context(|| format!("opening {}", root.display()))?;
-        let paths = paths.into_iter().map(CString::new).collect::<Result<_, _>>()?;
+        let paths = paths
+            .into_iter()
+            .map(CString::new)
+            .collect::<Result<_, _>>()?;
         Ok(Names { root, paths })
     }
 
@@ -81,7 +86,11 @@ impl Names {
     /// # Errors
     /// Just that.
     pub fn expect(self, count: usize) -> Result<Names> {
-        ensure!(self.paths.len() == count, "{} names instead of {count}", self.paths.len());
+        ensure!(
+            self.paths.len() == count,
+            "{} names instead of {count}",
+            self.paths.len()
+        );
         Ok(self)
     }
 
@@ -152,7 +161,10 @@ impl Names {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&self.root, self.path(i)?, flags, Mode::from(0o644))?;
         if !data.is_empty() {
-            ensure!(rustix::io::write(&file, data)? == data.len(), "a short write");
+            ensure!(
+                rustix::io::write(&file, data)? == data.len(),
+                "a short write"
+            );
         }
         Ok(())
     }
@@ -162,7 +174,11 @@ impl Names {
     /// # Errors
     /// What unlink(2) returns.
     pub fn unlink(&self, i: u64) -> Result<()> {
-        Ok(rustix::fs::unlinkat(&self.root, self.path(i)?, AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(
+            &self.root,
+            self.path(i)?,
+            AtFlags::empty(),
+        )?)
     }
 
     /// Makes directory `i`.
@@ -170,7 +186,11 @@ impl Names {
     /// # Errors
     /// What mkdir(2) returns.
     pub fn mkdir(&self, i: u64) -> Result<()> {
-        Ok(rustix::fs::mkdirat(&self.root, self.path(i)?, Mode::from(0o755))?)
+        Ok(rustix::fs::mkdirat(
+            &self.root,
+            self.path(i)?,
+            Mode::from(0o755),
+        )?)
     }
 
     /// Renames `i` to `i` of `to`.
@@ -178,7 +198,12 @@ impl Names {
     /// # Errors
     /// What rename(2) returns.
     pub fn rename(&self, i: u64, to: &Names) -> Result<()> {
-        Ok(rustix::fs::renameat(&self.root, self.path(i)?, &to.root, to.path(i)?)?)
+        Ok(rustix::fs::renameat(
+            &self.root,
+            self.path(i)?,
+            &to.root,
+            to.path(i)?,
+        )?)
     }
 
     /// Writes the first byte of file `i` and waits until that is on disk.
@@ -212,7 +237,8 @@ pub fn list(root: &OwnedFd, dir: &str, stat: bool) -> Result<u64> {
 /// # Errors
 /// What open(2) returns.
 pub fn open_dir(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, DIR, Mode::empty()).with_context(|| format!("opening {}", path.display()))
+    rustix::fs::open(path, DIR, Mode::empty())
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// What is in a tree.
@@ -273,7 +299,9 @@ impl Aligned {
 
     /// The bytes.
     pub fn bytes(&mut self) -> &mut [u8] {
-        self.data.get_mut(self.start..self.start + self.len).unwrap_or_default()
+        self.data
+            .get_mut(self.start..self.start + self.len)
+            .unwrap_or_default()
     }
 }
 
@@ -300,10 +328,16 @@ impl Random {
 /// # Errors
 /// What open(2) returns.
 pub fn open_file(path: &Path, write: bool, direct: bool) -> Result<File> {
-    let mut flags = if write { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY } | OFlags::CLOEXEC;
+    let mut flags = if write {
+        OFlags::RDWR | OFlags::CREATE
+    } else {
+        OFlags::RDONLY
+    } | OFlags::CLOEXEC;
     if direct {
         flags |= OFlags::DIRECT;
     }
     let fd = rustix::fs::open(path, flags, Mode::from(0o644));
-    Ok(fd.with_context(|| format!("opening {}", path.display()))?.into())
+    Ok(fd
+        .with_context(|| format!("opening {}", path.display()))?
+        .into())
 }

@@ -35,9 +35,16 @@ impl Plan {
     pub fn new(args: &Args) -> Plan {
         let pick = |quick, full| if args.quick { quick } else { full };
         Plan {
-            scale: if args.quick { Scale::QUICK } else { Scale::FULL },
+            scale: if args.quick {
+                Scale::QUICK
+            } else {
+                Scale::FULL
+            },
             rounds: args.repeat.map_or(pick(3, 5), usize::from),
-            budget: args.budget.or(args.quick.then_some(270)).map(Duration::from_secs),
+            budget: args
+                .budget
+                .or(args.quick.then_some(270))
+                .map(Duration::from_secs),
             least: Duration::from_millis(pick(60, 500) as u64),
             limit: Duration::from_secs(pick(60, 1200) as u64),
             churn: Duration::from_secs(args.churn.unwrap_or(pick(2, 60) as u64)),
@@ -48,7 +55,8 @@ impl Plan {
 /// The work that the command line asks for.
 pub fn chosen(args: &Args, plan: &Plan) -> Vec<Work> {
     let all = crate::works::all(&plan.scale).into_iter();
-    all.filter(|work| is_chosen(&args.only, &work.id, &work.title)).collect()
+    all.filter(|work| is_chosen(&args.only, &work.id, &work.title))
+        .collect()
 }
 
 /// A run under way.
@@ -63,7 +71,13 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Nothing is made or mounted yet.
     pub fn new(plan: &'a Plan, works: &'a [Work], targets: &'a [Target], store: Store) -> Run<'a> {
-        Run { plan, works, targets, store, begin: Instant::now() }
+        Run {
+            plan,
+            works,
+            targets,
+            store,
+            begin: Instant::now(),
+        }
     }
 
     /// What file system is measured.
@@ -95,11 +109,18 @@ impl<'a> Run<'a> {
     /// # Errors
     /// When data can't be made, or when the bench is to end.
     pub fn measure(&mut self, report: &mut Report) -> Result<()> {
-        report.rows = self.works.iter().map(|work| self.row(work, report)).collect();
+        report.rows = self
+            .works
+            .iter()
+            .map(|work| self.row(work, report))
+            .collect();
         let most = self.works.iter().map(|w| w.max_rounds).max().unwrap_or(0);
         for round in 0..self.plan.rounds.min(most) {
             for (at, work) in self.works.iter().enumerate() {
-                let over = self.plan.budget.is_some_and(|budget| self.begin.elapsed() > budget);
+                let over = self
+                    .plan
+                    .budget
+                    .is_some_and(|budget| self.begin.elapsed() > budget);
                 if round >= work.max_rounds || (round > 0 && over) {
                     continue;
                 }
@@ -118,7 +139,10 @@ impl<'a> Run<'a> {
             Family::Kernel => !work.daemons_only,
             _ => true,
         };
-        let cell = |target: &TargetInfo| Cell { target: target.name.clone(), ..Cell::default() };
+        let cell = |target: &TargetInfo| Cell {
+            target: target.name.clone(),
+            ..Cell::default()
+        };
         Row {
             id: work.id.clone(),
             title: work.title.clone(),
@@ -144,7 +168,11 @@ impl<'a> Run<'a> {
         for i in 0..count {
             let turn = (i + round + at) % count;
             let cell = row.cells.get_mut(turn).context("no such cell")?;
-            let target = self.targets.iter().find(|t| t.name == cell.target).context("no such target")?;
+            let target = self
+                .targets
+                .iter()
+                .find(|t| t.name == cell.target)
+                .context("no such target")?;
             if cell.error.is_some() {
                 continue;
             }
@@ -152,7 +180,12 @@ impl<'a> Run<'a> {
             let sample = || -> Result<Sample> {
                 let mount = Mount::new(target, layers, &layers.scratch)?;
                 deadline.serves(mount.daemon);
-                let session = Session { mount: &mount, scale, least: plan.least, churn: plan.churn };
+                let session = Session {
+                    mount: &mount,
+                    scale,
+                    least: plan.least,
+                    churn: plan.churn,
+                };
                 Ok((work.run)(&session)?.sample(work.unit))
             };
             match sample() {
@@ -194,7 +227,9 @@ pub fn needs(args: &Args, works: &[Work], targets: &[Target]) -> Vec<String> {
     for target in targets {
         match target.family {
             Family::FuseOverlayfs2 if !args.peer_2().exists() => needs.push("peer-2".to_owned()),
-            Family::FuseOverlayfs1 if args.fuse_overlayfs_1 == Path::new("/usr/bin/fuse-overlayfs") => {
+            Family::FuseOverlayfs1
+                if args.fuse_overlayfs_1 == Path::new("/usr/bin/fuse-overlayfs") =>
+            {
                 package(&mut needs, "fuse-overlayfs");
             }
             _ => {}

@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::{Args, split_words};
@@ -74,7 +76,9 @@ pub fn chosen(args: &Args) -> Result<Vec<Target>> {
     let rovl = fs::canonicalize(&args.rovl).unwrap_or_else(|_| args.rovl.clone());
     for (suffix, options) in MODES {
         let program = rovl.to_string_lossy();
-        let mut words = vec![&*program, "mount", "--lower", "{lower}", "--upper", "{upper}"];
+        let mut words = vec![
+            &*program, "mount", "--lower", "{lower}", "--upper", "{upper}",
+        ];
         words.extend(["--work", "{work}"]);
         if !options.is_empty() {
             words.extend(["-o", options]);
@@ -85,8 +89,16 @@ pub fn chosen(args: &Args) -> Result<Vec<Target>> {
         all.push(target);
     }
     let peers = [
-        ("fuse-overlayfs-2.0.0", Family::FuseOverlayfs2, args.peer_2()),
-        ("fuse-overlayfs-1", Family::FuseOverlayfs1, args.fuse_overlayfs_1.clone()),
+        (
+            "fuse-overlayfs-2.0.0",
+            Family::FuseOverlayfs2,
+            args.peer_2(),
+        ),
+        (
+            "fuse-overlayfs-1",
+            Family::FuseOverlayfs1,
+            args.fuse_overlayfs_1.clone(),
+        ),
     ];
     for (name, family, program) in peers {
         let words = [&*program.to_string_lossy(), "-o", PEER, "{merged}"];
@@ -107,7 +119,9 @@ pub fn chosen(args: &Args) -> Result<Vec<Target>> {
 
 fn given_target(given: &str) -> Result<Target> {
     let wanted = "want NAME=CMD with {lower} {upper} {work} {merged}";
-    let (name, command) = given.split_once('=').with_context(|| format!("--target {given}: {wanted}"))?;
+    let (name, command) = given
+        .split_once('=')
+        .with_context(|| format!("--target {given}: {wanted}"))?;
     for part in ["{lower}", "{merged}"] {
         if name.is_empty() || !command.contains(part) {
             bail!("--target {given}: {wanted}");
@@ -153,7 +167,10 @@ impl<'a> Mount<'a> {
     /// # Errors
     /// When it does not mount, with what the program says.
     pub fn new(target: &'a Target, layers: &'a Layers, scratch: &Path) -> Result<Mount<'a>> {
-        let base = tempfile::Builder::new().prefix("m-").tempdir_in(scratch)?.keep();
+        let base = tempfile::Builder::new()
+            .prefix("m-")
+            .tempdir_in(scratch)?
+            .keep();
         let mut mount = Mount {
             target,
             root: base.join("merged"),
@@ -196,7 +213,12 @@ impl<'a> Mount<'a> {
     }
 
     fn words(&self) -> Vec<OsString> {
-        let lowers: Vec<String> = self.layers.lowers.iter().map(|l| l.display().to_string()).collect();
+        let lowers: Vec<String> = self
+            .layers
+            .lowers
+            .iter()
+            .map(|l| l.display().to_string())
+            .collect();
         let values = [
             ("{lower}", lowers.join(":")),
             ("{upper}", self.upper.display().to_string()),
@@ -204,7 +226,9 @@ impl<'a> Mount<'a> {
             ("{merged}", self.root.display().to_string()),
         ];
         let fill = |word: &String| {
-            let filled = values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
+            let filled = values.iter().fold(word.clone(), |word, (name, value)| {
+                word.replace(name, value)
+            });
             OsString::from(filled)
         };
         self.target.command.iter().map(fill).collect()
@@ -218,8 +242,14 @@ impl<'a> Mount<'a> {
         let log_path = self.base.join("log");
         let log = File::create(&log_path)?;
         let mut command = exec::command(&self.words());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        let mut child = command.spawn().with_context(|| format!("{}", self.target.command.join(" ")))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{}", self.target.command.join(" ")))?;
         let said = || {
             let said = fs::read_to_string(&log_path).unwrap_or_default();
             said.trim().chars().take(300).collect::<String>()
@@ -257,7 +287,11 @@ impl<'a> Mount<'a> {
 
     /// Where the layers are seen merged, to be read.
     pub fn read_root(&self) -> &Path {
-        if self.is_bare() { &self.layers.merged } else { &self.root }
+        if self.is_bare() {
+            &self.layers.merged
+        } else {
+            &self.root
+        }
     }
 
     /// Something of the layers that is only read.
@@ -311,7 +345,11 @@ impl<'a> Mount<'a> {
             value.trim().trim_end_matches(" kB").parse().ok()
         });
         if let Some(program) = &self.target.counts {
-            let done = exec::succeed(Command::new(program).args(["stat", "--json"]).arg(&self.root))?;
+            let done = exec::succeed(
+                Command::new(program)
+                    .args(["stat", "--json"])
+                    .arg(&self.root),
+            )?;
             gauge.requests = Some(requests(&done.text).context("rovl stat --json")?);
         }
         Ok(gauge)
@@ -349,7 +387,11 @@ impl<'a> Mount<'a> {
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
         if let Err(e) = self.take_away() {
-            eprintln!("bench: {} on {}: {e:#}", self.target.name, self.root.display());
+            eprintln!(
+                "bench: {} on {}: {e:#}",
+                self.target.name,
+                self.root.display()
+            );
         }
     }
 }
@@ -369,10 +411,18 @@ pub struct Gauge {
 fn requests(text: &str) -> Result<BTreeMap<String, u64>> {
     let value: serde_json::Value = serde_json::from_str(text)?;
     let fields = value.as_object().context("not an object")?;
-    let flat = fields.iter().filter_map(|(k, v)| Some((k.strip_prefix("requests_")?, v.as_u64()?)));
+    let flat = fields
+        .iter()
+        .filter_map(|(k, v)| Some((k.strip_prefix("requests_")?, v.as_u64()?)));
     let nested = fields.get("requests").and_then(|v| v.as_object());
-    let nested = nested.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_u64()?)));
-    Ok(flat.chain(nested).map(|(kind, n)| (kind.to_owned(), n)).collect())
+    let nested = nested
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.as_str(), v.as_u64()?)));
+    Ok(flat
+        .chain(nested)
+        .map(|(kind, n)| (kind.to_owned(), n))
+        .collect())
 }
 
 /// Whether something is mounted just there. Does not wait for what is mounted.
@@ -388,7 +438,8 @@ fn is_daemon_of(pid: Pid, root: &Path) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
-    line.split(|b| *b == 0).any(|word| word == root.as_os_str().as_encoded_bytes())
+    line.split(|b| *b == 0)
+        .any(|word| word == root.as_os_str().as_encoded_bytes())
 }
 
 /// The process that has the mount point, which is nobody else's, among its arguments.
@@ -412,7 +463,14 @@ pub fn unmount(path: &Path) -> Result<()> {
         }
         let flags = UnmountFlags::NOFOLLOW;
         let last = attempt + 1 == ATTEMPTS;
-        match mount::unmount(path, if last { flags | UnmountFlags::DETACH } else { flags }) {
+        match mount::unmount(
+            path,
+            if last {
+                flags | UnmountFlags::DETACH
+            } else {
+                flags
+            },
+        ) {
             Ok(()) => {}
             Err(rustix::io::Errno::BUSY) => std::thread::sleep(Duration::from_millis(50)),
             Err(e) => return Err(e).with_context(|| format!("unmounting {}", path.display())),
@@ -427,7 +485,11 @@ pub fn unmount(path: &Path) -> Result<()> {
 /// What umount2(2) returns.
 pub fn unmount_beneath(path: &Path) -> Result<()> {
     let mounts = rovl::overlay::mountinfo::mounts()?;
-    for mount in mounts.iter().rev().filter(|m| m.mount_point.starts_with(path)) {
+    for mount in mounts
+        .iter()
+        .rev()
+        .filter(|m| m.mount_point.starts_with(path))
+    {
         unmount(&mount.mount_point)?;
     }
     Ok(())

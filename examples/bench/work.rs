@@ -293,7 +293,10 @@ fn difference(first: &Gauge, second: &Gauge) -> std::collections::BTreeMap<Strin
         return std::collections::BTreeMap::new();
     };
     let was = |kind: &String| first.get(kind).copied().unwrap_or(0);
-    second.iter().map(|(kind, n)| (kind.clone(), n.saturating_sub(was(kind)))).collect()
+    second
+        .iter()
+        .map(|(kind, n)| (kind.clone(), n.saturating_sub(was(kind))))
+        .collect()
 }
 
 /// Writes everything out, and has the kernel forget pages, names and inodes.
@@ -330,6 +333,10 @@ pub fn ended(done: &Done, code: i32) -> Result<()> {
 /// Another status, another number of lines.
 pub fn wrote_lines(done: &Done, lines: u64) -> Result<()> {
     ended(done, 0)?;
-    ensure!(done.lines == lines, "{} lines instead of {lines}", done.lines);
+    ensure!(
+        done.lines == lines,
+        "{} lines instead of {lines}",
+        done.lines
+    );
     Ok(())
 }

@@ -65,7 +65,9 @@ fn class(family: Family) -> &'static str {
 }
 
 fn targets(out: &mut String, report: &Report) {
-    out.push_str("<div class=\"wide\"><table><tr><th>target</th><th>version</th><th>command</th></tr>\n");
+    out.push_str(
+        "<div class=\"wide\"><table><tr><th>target</th><th>version</th><th>command</th></tr>\n",
+    );
     for target in &report.targets {
         let refused = target.refused.as_deref().map_or(String::new(), |why| {
             format!(" <span class=\"missed\">refused: {}</span>", escape(why))
@@ -81,7 +83,11 @@ fn targets(out: &mut String, report: &Report) {
 }
 
 fn goals(out: &mut String, report: &Report) {
-    let with_goals: Vec<&Row> = report.rows.iter().filter(|r| !r.verdicts.is_empty()).collect();
+    let with_goals: Vec<&Row> = report
+        .rows
+        .iter()
+        .filter(|r| !r.verdicts.is_empty())
+        .collect();
     if with_goals.is_empty() {
         return;
     }
@@ -111,7 +117,10 @@ fn goals(out: &mut String, report: &Report) {
 
 fn section(out: &mut String, report: &Report, row: &Row) {
     let unit = row.unit.symbol();
-    let on = row.file_system.as_deref().map_or(String::new(), |fs| format!(", on {fs}"));
+    let on = row
+        .file_system
+        .as_deref()
+        .map_or(String::new(), |fs| format!(", on {fs}"));
     out.push_str(&format!(
         "<h3 id=\"{}\">{}{} <span class=\"soft\">{unit}</span></h3>\n",
         escape(&row.id),
@@ -140,9 +149,15 @@ fn section(out: &mut String, report: &Report, row: &Row) {
 
 fn details(out: &mut String, report: &Report, row: &Row) {
     let references = [Family::Bare, Family::Kernel, Family::FuseOverlayfs2];
-    let references: Vec<&str> = references.into_iter().filter_map(|f| report.first(f)).collect();
+    let references: Vec<&str> = references
+        .into_iter()
+        .filter_map(|f| report.first(f))
+        .collect();
     out.push_str("<details><summary class=\"soft\">figures</summary><div class=\"wide\"><table><tr><th>target</th>");
-    out.push_str(&format!("<th>median, {}</th><th>quartiles</th><th>least–greatest</th><th>samples</th>", row.unit.symbol()));
+    out.push_str(&format!(
+        "<th>median, {}</th><th>quartiles</th><th>least–greatest</th><th>samples</th>",
+        row.unit.symbol()
+    ));
     for name in &references {
         out.push_str(&format!("<th>÷ {}</th>", escape(name)));
     }
@@ -170,7 +185,11 @@ fn details(out: &mut String, report: &Report, row: &Row) {
 fn cell_figures(out: &mut String, cell: &Cell, references: &[&str]) {
     let Some(s) = cell.summary else {
         let why = cell.error.as_deref().unwrap_or("not measured");
-        out.push_str(&format!("<td colspan=\"{}\">{}</td>", 7 + references.len(), escape(why)));
+        out.push_str(&format!(
+            "<td colspan=\"{}\">{}</td>",
+            7 + references.len(),
+            escape(why)
+        ));
         return;
     };
     out.push_str(&format!(
@@ -183,15 +202,28 @@ fn cell_figures(out: &mut String, cell: &Cell, references: &[&str]) {
         s.n
     ));
     for name in references {
-        let ratio = cell.ratios.get(*name).copied().map_or("–".to_owned(), number);
+        let ratio = cell
+            .ratios
+            .get(*name)
+            .copied()
+            .map_or("–".to_owned(), number);
         out.push_str(&format!("<td>{ratio}</td>"));
     }
     let optional = |value: Option<f64>| value.map_or("–".to_owned(), number);
-    let kinds = cell.requests_per_operation.as_ref().map_or("–".to_owned(), |kinds| {
-        let each = kinds.iter().map(|(kind, n)| format!("{kind} {}", number(*n)));
-        let each: Vec<String> = each.collect();
-        if each.is_empty() { "0".to_owned() } else { each.join(", ") }
-    });
+    let kinds = cell
+        .requests_per_operation
+        .as_ref()
+        .map_or("–".to_owned(), |kinds| {
+            let each = kinds
+                .iter()
+                .map(|(kind, n)| format!("{kind} {}", number(*n)));
+            let each: Vec<String> = each.collect();
+            if each.is_empty() {
+                "0".to_owned()
+            } else {
+                each.join(", ")
+            }
+        });
     out.push_str(&format!(
         "<td>{}</td><td>{}</td><td>{}</td>",
         optional(cell.daemon_rss_mib),
@@ -209,11 +241,19 @@ mod tests {
         let report = crate::model::example();
         let page = render(&report);
         for row in &report.rows {
-            assert!(page.contains(&format!("<h3 id=\"{}\">", row.id)), "{}", row.id);
+            assert!(
+                page.contains(&format!("<h3 id=\"{}\">", row.id)),
+                "{}",
+                row.id
+            );
             assert!(page.contains(&escape(&row.title)), "{}", row.title);
         }
         for target in &report.targets {
-            assert!(page.contains(&format!("<td>{}", escape(&target.name))), "{}", target.name);
+            assert!(
+                page.contains(&format!("<td>{}", escape(&target.name))),
+                "{}",
+                target.name
+            );
         }
         assert!(page.contains("lookup 2.00, read 0.50"), "{page}");
         assert!(page.contains("mount: &lt;refused&gt; &amp; gone"), "{page}");

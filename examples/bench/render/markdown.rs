@@ -23,11 +23,23 @@ pub fn render(report: &Report) -> String {
     );
     for target in report.targets.iter().filter(|t| t.refused.is_some()) {
         let why = target.refused.as_deref().unwrap_or_default();
-        out.push_str(&format!("\n{}: refused: {}\n", escape(&target.name), escape(why)));
+        out.push_str(&format!(
+            "\n{}: refused: {}\n",
+            escape(&target.name),
+            escape(why)
+        ));
     }
-    let total = report.rows.iter().flat_map(|row| &row.cells).filter(|c| c.error.is_some()).count();
+    let total = report
+        .rows
+        .iter()
+        .flat_map(|row| &row.cells)
+        .filter(|c| c.error.is_some())
+        .count();
     if total > 0 {
-        out.push_str(&format!("\n{} cells failed; the JSON says why.\n", thousands(total as f64)));
+        out.push_str(&format!(
+            "\n{} cells failed; the JSON says why.\n",
+            thousands(total as f64)
+        ));
     }
     out
 }
@@ -35,19 +47,30 @@ pub fn render(report: &Report) -> String {
 fn cells(report: &Report, row: &Row, names: &[&str]) -> Vec<String> {
     let mut cells = vec![escape(&format!("{}, {}", row.title, row.unit.symbol()))];
     cells.extend(names.iter().map(|name| match row.cell(name) {
-        Some(Cell { summary: Some(summary), .. }) => number(summary.median),
+        Some(Cell {
+            summary: Some(summary),
+            ..
+        }) => number(summary.median),
         Some(Cell { error: Some(_), .. }) => "failed".to_owned(),
         _ => "–".to_owned(),
     }));
     let rovl = report.first(crate::model::Family::Rovl);
-    let requests = rovl.and_then(|name| row.cell(name)).and_then(Cell::requests);
+    let requests = rovl
+        .and_then(|name| row.cell(name))
+        .and_then(Cell::requests);
     cells.push(requests.map_or("–".to_owned(), number));
-    let own = row.verdicts.iter().filter(|v| Some(v.target.as_str()) == rovl);
+    let own = row
+        .verdicts
+        .iter()
+        .filter(|v| Some(v.target.as_str()) == rovl);
     let goals: Vec<String> = own
         .map(|v| {
             let value = v.value.map_or("–".to_owned(), number);
             let mark = if v.met == Some(false) { "**" } else { "" };
-            format!("{mark}{value}{mark} ({})", goal_text(report, &v.goal, row.unit.symbol()))
+            format!(
+                "{mark}{value}{mark} ({})",
+                goal_text(report, &v.goal, row.unit.symbol())
+            )
         })
         .collect();
     cells.push(escape(&goals.join(", ")));
@@ -56,7 +79,9 @@ fn cells(report: &Report, row: &Row, names: &[&str]) -> Vec<String> {
 
 /// Text that Markdown takes as it is, in a cell of a table.
 fn escape(text: &str) -> String {
-    text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
+    text.replace('|', "\\|")
+        .replace('<', "&lt;")
+        .replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -77,9 +102,18 @@ mod tests {
     #[test]
     fn date_machine_and_verdicts_are_in_it() {
         let text = render(&crate::model::example());
-        assert!(text.starts_with("`tools/bench`, 2026-01-02, Linux 6.18, 2 × A &lt;CPU>"), "{text}");
-        assert!(text.contains("**1.50** (≤ 1.1 × kernel), 0.15 (≤ 0.3 × fo-2)"), "{text}");
-        assert!(text.contains("rovl:passthrough=on: refused: not &lt;yet>"), "{text}");
+        assert!(
+            text.starts_with("`tools/bench`, 2026-01-02, Linux 6.18, 2 × A &lt;CPU>"),
+            "{text}"
+        );
+        assert!(
+            text.contains("**1.50** (≤ 1.1 × kernel), 0.15 (≤ 0.3 × fo-2)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("rovl:passthrough=on: refused: not &lt;yet>"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -85,10 +85,16 @@ pub fn verdict_word(verdict: &Verdict) -> &'static str {
 /// When, where, and on what.
 pub fn provenance(report: &Report) -> String {
     let machine = &report.machine;
-    let rounds = report.rows.iter().flat_map(|row| &row.cells).map(|cell| cell.samples.len());
+    let rounds = report
+        .rows
+        .iter()
+        .flat_map(|row| &row.cells)
+        .map(|cell| cell.samples.len());
     let (least, most) = rounds
         .filter(|n| *n > 0)
-        .fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
+        .fold((usize::MAX, 0), |(least, most), n| {
+            (least.min(n), most.max(n))
+        });
     let rounds = match (least, most) {
         (_, 0) => "nothing measured".to_owned(),
         (a, b) if a == b => format!("medians of {a}"),
@@ -102,7 +108,11 @@ pub fn provenance(report: &Report) -> String {
         machine.cpu,
         thousands(machine.memory_mib as f64),
         machine.file_system,
-        if report.quick { ", quick (small data)" } else { "" },
+        if report.quick {
+            ", quick (small data)"
+        } else {
+            ""
+        },
     )
 }
 
@@ -142,7 +152,10 @@ mod tests {
     #[test]
     fn the_provenance_tells_date_and_machine() {
         let line = provenance(&crate::model::example());
-        assert!(line.starts_with("2026-01-02, Linux 6.18, 2 × A <CPU>, 1,024 MiB"), "{line}");
+        assert!(
+            line.starts_with("2026-01-02, Linux 6.18, 2 × A <CPU>, 1,024 MiB"),
+            "{line}"
+        );
         assert!(line.contains("medians of 1 to 3"), "{line}");
     }
 }

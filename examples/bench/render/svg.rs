@@ -51,11 +51,19 @@ struct Scale {
 
 impl Scale {
     fn new(bars: &[Bar<'_>]) -> Scale {
-        let positive = || bars.iter().flat_map(|b| [b.low, b.value, b.high]).filter(|v| *v > 0.0);
+        let positive = || {
+            bars.iter()
+                .flat_map(|b| [b.low, b.value, b.high])
+                .filter(|v| *v > 0.0)
+        };
         let most = positive().fold(0.0, f64::max);
         let least = positive().fold(f64::INFINITY, f64::min);
         let log = least.is_finite() && most / least > 20.0;
-        Scale { log, least: least / 2.0, most }
+        Scale {
+            log,
+            least: least / 2.0,
+            most,
+        }
     }
 
     fn at(&self, value: f64) -> f64 {
@@ -112,7 +120,13 @@ mod tests {
     use super::*;
 
     fn bar(value: f64) -> Bar<'static> {
-        Bar { name: "a", class: "bare", value, low: value, high: value }
+        Bar {
+            name: "a",
+            class: "bare",
+            value,
+            low: value,
+            high: value,
+        }
     }
 
     #[test]
@@ -139,6 +153,9 @@ mod tests {
 
     #[test]
     fn text_is_escaped() {
-        assert_eq!(escape("<a & \"b\">\u{1}"), "&lt;a &amp; &quot;b&quot;&gt;\u{fffd}");
+        assert_eq!(
+            escape("<a & \"b\">\u{1}"),
+            "&lt;a &amp; &quot;b&quot;&gt;\u{fffd}"
+        );
     }
 }

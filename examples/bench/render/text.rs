@@ -10,7 +10,10 @@ pub fn render(report: &Report) -> String {
     let mut out = format!("{}\n", provenance(report));
     for target in report.targets.iter().filter(|t| t.refused.is_some()) {
         let why = target.refused.as_deref().unwrap_or_default();
-        line(&mut out, &format!("{}: refuses to mount: {why}", target.name));
+        line(
+            &mut out,
+            &format!("{}: refuses to mount: {why}", target.name),
+        );
     }
     let mut group = "";
     let mut rows: Vec<&Row> = Vec::new();
@@ -77,7 +80,9 @@ fn flush(out: &mut String, report: &Report, group: &str, rows: &mut Vec<&Row>) {
 }
 
 fn rovl_modes(report: &Report) -> Vec<&str> {
-    let modes = report.measured().filter(|t| t.family == crate::model::Family::Rovl);
+    let modes = report
+        .measured()
+        .filter(|t| t.family == crate::model::Family::Rovl);
     modes.map(|t| t.name.as_str()).collect()
 }
 
@@ -89,7 +94,11 @@ fn marks(report: &Report, row: &Row) -> String {
         .map(|v| {
             let value = v.value.map_or("–".to_owned(), number);
             let other = against(report, &v.goal);
-            let text = format!("{other} {value} ≤ {} {}", number(v.goal.at_most), verdict_word(v));
+            let text = format!(
+                "{other} {value} ≤ {} {}",
+                number(v.goal.at_most),
+                verdict_word(v)
+            );
             text.trim_start().to_owned()
         })
         .collect();
@@ -140,8 +149,12 @@ fn daemons(out: &mut String, report: &Report) {
         let mut cells = vec![row.title.clone()];
         cells.extend(names.iter().map(|name| {
             let cell = row.cell(name);
-            let rss = cell.and_then(|c| c.daemon_rss_mib).map_or("–".to_owned(), number);
-            let cpu = cell.and_then(|c| c.daemon_cpu_ms).map_or("–".to_owned(), number);
+            let rss = cell
+                .and_then(|c| c.daemon_rss_mib)
+                .map_or("–".to_owned(), number);
+            let cpu = cell
+                .and_then(|c| c.daemon_cpu_ms)
+                .map_or("–".to_owned(), number);
             format!("{rss} / {cpu}")
         }));
         cells.push(String::new());
@@ -159,11 +172,19 @@ fn missed(report: &Report, row: &Row, verdict: &Verdict) -> String {
     let requests = requests.map_or(String::new(), |n| {
         format!(", {} requests for each {}", number(n), row.operation)
     });
-    format!("   {} {}: {value}, wanted {goal}{requests}", verdict.target, row.title)
+    format!(
+        "   {} {}: {value}, wanted {goal}{requests}",
+        verdict.target, row.title
+    )
 }
 
 fn verdicts(out: &mut String, report: &Report) {
-    let all = || report.rows.iter().flat_map(|row| row.verdicts.iter().map(move |v| (row, v)));
+    let all = || {
+        report
+            .rows
+            .iter()
+            .flat_map(|row| row.verdicts.iter().map(move |v| (row, v)))
+    };
     if all().next().is_none() {
         return;
     }
@@ -172,7 +193,10 @@ fn verdicts(out: &mut String, report: &Report) {
         let own = || all().filter(|(_, v)| v.target == mode);
         let count = |met| own().filter(|(_, v)| v.met == met).count();
         let (met, missed, unknown) = (count(Some(true)), count(Some(false)), count(None));
-        line(out, &format!("{mode}: {met} goals met, {missed} missed, {unknown} not measured"));
+        line(
+            out,
+            &format!("{mode}: {met} goals met, {missed} missed, {unknown} not measured"),
+        );
     }
     for (row, verdict) in all().filter(|(_, v)| v.met == Some(false)) {
         line(out, &missed(report, row, verdict));
@@ -183,7 +207,10 @@ fn failures(out: &mut String, report: &Report) {
     for row in &report.rows {
         for cell in row.cells.iter().filter(|c| c.error.is_some()) {
             let why = cell.error.as_deref().unwrap_or_default();
-            line(out, &format!("failed: {} on {}: {why}", row.title, cell.target));
+            line(
+                out,
+                &format!("failed: {} on {}: {why}", row.title, cell.target),
+            );
         }
     }
 }
@@ -196,10 +223,22 @@ mod tests {
     fn the_terminal_shows_values_verdicts_and_failures() {
         let text = render(&crate::model::example());
         assert!(text.contains("3.00 ±17%"), "{text}");
-        assert!(text.contains("kernel 1.50 ≤ 1.10 missed; fo-2 0.15 ≤ 0.30 met"), "{text}");
-        assert!(text.contains("rovl: 1 goals met, 3 missed, 1 not measured"), "{text}");
-        assert!(text.contains("failed: second <of> \"1,000\" & more on kernel: mount:"), "{text}");
-        assert!(text.contains("rovl:passthrough=on: refuses to mount: not <yet>"), "{text}");
+        assert!(
+            text.contains("kernel 1.50 ≤ 1.10 missed; fo-2 0.15 ≤ 0.30 met"),
+            "{text}"
+        );
+        assert!(
+            text.contains("rovl: 1 goals met, 3 missed, 1 not measured"),
+            "{text}"
+        );
+        assert!(
+            text.contains("failed: second <of> \"1,000\" & more on kernel: mount:"),
+            "{text}"
+        );
+        assert!(
+            text.contains("rovl:passthrough=on: refuses to mount: not <yet>"),
+            "{text}"
+        );
         assert!(text.contains("2.00 / 1.50"), "{text}");
     }
 

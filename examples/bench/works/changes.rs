@@ -42,10 +42,19 @@ fn made(session: &Session<'_>, dir: &str, prefix: &str) -> Result<Names> {
 }
 
 /// Checks how many entries a directory has after the clock has stopped.
-fn holds(session: &Session<'_>, taken: Taken, dir: &str, entries: impl Fn(u64) -> u64) -> Result<Taken> {
+fn holds(
+    session: &Session<'_>,
+    taken: Taken,
+    dir: &str,
+    entries: impl Fn(u64) -> u64,
+) -> Result<Taken> {
     let found = count(&session.mount.root.join(dir))?.entries;
     let expected = entries(taken.operations);
-    ensure!(found == expected, "{found} entries instead of {expected} after {}", taken.operations);
+    ensure!(
+        found == expected,
+        "{found} entries instead of {expected} after {}",
+        taken.operations
+    );
     Ok(taken)
 }
 
@@ -61,34 +70,65 @@ fn own_names() -> Vec<Work> {
     };
     static DATA: [u8; 4096] = [0x61; 4096];
     vec![
-        Work::new("create-write", "create + write 4 KiB + close", Unit::Micros, Set::Empty, create(&DATA))
-            .per("file")
-            .goals(&goals),
-        Work::new("create", "create + close", Unit::Micros, Set::Empty, create(b"")).per("file"),
-        Work::new("unlink-upper", "unlink of a file in upper", Unit::Micros, Set::Empty, |s| {
-            s.mount.new_dir("new")?;
-            let names = made(s, "new", "f")?;
-            let taken = s.counted(MOST, |i| names.unlink(i))?;
-            holds(s, taken, "new", |done| MOST - done)
-        })
+        Work::new(
+            "create-write",
+            "create + write 4 KiB + close",
+            Unit::Micros,
+            Set::Empty,
+            create(&DATA),
+        )
         .per("file")
         .goals(&goals),
-        Work::new("unlink-lower", "unlink of a file in a lower", Unit::Micros, Set::Micro, |s| {
-            s.mount.changing("remove")?;
-            let names = Names::listed(&s.mount.root, "remove")?.expect(2000)?;
-            let taken = s.counted(names.len(), |i| names.unlink(i))?;
-            holds(s, taken, "remove", |done| 2000 - done)
-        })
+        Work::new(
+            "create",
+            "create + close",
+            Unit::Micros,
+            Set::Empty,
+            create(b""),
+        )
+        .per("file"),
+        Work::new(
+            "unlink-upper",
+            "unlink of a file in upper",
+            Unit::Micros,
+            Set::Empty,
+            |s| {
+                s.mount.new_dir("new")?;
+                let names = made(s, "new", "f")?;
+                let taken = s.counted(MOST, |i| names.unlink(i))?;
+                holds(s, taken, "new", |done| MOST - done)
+            },
+        )
         .per("file")
         .goals(&goals),
-        Work::new("rename", "rename of a file in upper", Unit::Micros, Set::Empty, |s| {
-            s.mount.new_dir("new")?;
-            s.mount.new_dir("other")?;
-            let from = made(s, "new", "f")?;
-            let to = names(s, "other", "g")?;
-            let taken = s.counted(MOST, |i| from.rename(i, &to))?;
-            holds(s, taken, "other", |done| done)
-        })
+        Work::new(
+            "unlink-lower",
+            "unlink of a file in a lower",
+            Unit::Micros,
+            Set::Micro,
+            |s| {
+                s.mount.changing("remove")?;
+                let names = Names::listed(&s.mount.root, "remove")?.expect(2000)?;
+                let taken = s.counted(names.len(), |i| names.unlink(i))?;
+                holds(s, taken, "remove", |done| 2000 - done)
+            },
+        )
+        .per("file")
+        .goals(&goals),
+        Work::new(
+            "rename",
+            "rename of a file in upper",
+            Unit::Micros,
+            Set::Empty,
+            |s| {
+                s.mount.new_dir("new")?;
+                s.mount.new_dir("other")?;
+                let from = made(s, "new", "f")?;
+                let to = names(s, "other", "g")?;
+                let taken = s.counted(MOST, |i| from.rename(i, &to))?;
+                holds(s, taken, "other", |done| done)
+            },
+        )
         .per("file")
         .goals(&goals),
         Work::new("mkdir", "mkdir", Unit::Micros, Set::Empty, |s| {
@@ -123,36 +163,54 @@ fn by_size_of_directory(scale: &Scale) -> Vec<Work> {
             Names::given(&s.mount.root, names)
         };
         works.push(
-            Work::new(&format!("create-in-{dir}"), format!("create in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
-                let names = make(s)?;
-                let taken = s.counted(FEW, |i| names.create(i, b""))?;
-                holds(s, taken, dir, |done| entries + 1 + done)
-            })
+            Work::new(
+                &format!("create-in-{dir}"),
+                format!("create in a directory of {words}"),
+                Unit::Micros,
+                Set::Dirs,
+                move |s| {
+                    let names = make(s)?;
+                    let taken = s.counted(FEW, |i| names.create(i, b""))?;
+                    holds(s, taken, dir, |done| entries + 1 + done)
+                },
+            )
             .per("file")
             .goals(&goals("create")),
         );
         works.push(
-            Work::new(&format!("unlink-in-{dir}"), format!("unlink in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
-                let names = make(s)?;
-                for i in 0..FEW {
-                    names.create(i, b"")?;
-                }
-                let taken = s.counted(FEW, |i| names.unlink(i))?;
-                holds(s, taken, dir, |done| entries + 1 + FEW - done)
-            })
+            Work::new(
+                &format!("unlink-in-{dir}"),
+                format!("unlink in a directory of {words}"),
+                Unit::Micros,
+                Set::Dirs,
+                move |s| {
+                    let names = make(s)?;
+                    for i in 0..FEW {
+                        names.create(i, b"")?;
+                    }
+                    let taken = s.counted(FEW, |i| names.unlink(i))?;
+                    holds(s, taken, dir, |done| entries + 1 + FEW - done)
+                },
+            )
             .per("file")
             .goals(&goals("unlink")),
         );
         works.push(
-            Work::new(&format!("lookup-in-{dir}"), format!("first lookup in a directory of {words}"), Unit::Micros, Set::Dirs, move |s| {
-                let root = s.mount.read_root();
-                fs::metadata(root.join(dir).join("f0"))?;
-                // f0 is known now; 9 names are what the small directory has left.
-                let step = (entries / 10).max(1);
-                let names = (1..10).map(|i| format!("{dir}/f{}", i * step));
-                let names = Names::given(root, names)?;
-                s.once(names.len(), || names.stat_all())
-            })
+            Work::new(
+                &format!("lookup-in-{dir}"),
+                format!("first lookup in a directory of {words}"),
+                Unit::Micros,
+                Set::Dirs,
+                move |s| {
+                    let root = s.mount.read_root();
+                    fs::metadata(root.join(dir).join("f0"))?;
+                    // f0 is known now; 9 names are what the small directory has left.
+                    let step = (entries / 10).max(1);
+                    let names = (1..10).map(|i| format!("{dir}/f{}", i * step));
+                    let names = Names::given(root, names)?;
+                    s.once(names.len(), || names.stat_all())
+                },
+            )
             .per("name")
             .goals(&goals("lookup")),
         );
@@ -169,31 +227,51 @@ fn directories() -> Vec<Work> {
         holds_dirs(session, taken, to)
     };
     vec![
-        Work::new("rename-dir-upper", "rename of a directory in upper", Unit::Micros, Set::Empty, move |s| {
-            s.mount.new_dir("new")?;
-            let from = Names::given(&s.mount.root, (0..1000).map(|i| format!("new/d{i}")))?;
-            (0..from.len()).try_for_each(|i| from.mkdir(i))?;
-            rename(s, &from, "other")
-        })
+        Work::new(
+            "rename-dir-upper",
+            "rename of a directory in upper",
+            Unit::Micros,
+            Set::Empty,
+            move |s| {
+                s.mount.new_dir("new")?;
+                let from = Names::given(&s.mount.root, (0..1000).map(|i| format!("new/d{i}")))?;
+                (0..from.len()).try_for_each(|i| from.mkdir(i))?;
+                rename(s, &from, "other")
+            },
+        )
         .per("directory"),
-        Work::new("rename-dir-lower", "rename of a directory in lowers", Unit::Micros, Set::Walk, move |s| {
-            // Some of its directories: of the bare file system's copy too.
-            s.mount.changing("walk")?;
-            let from = Names::listed(&s.mount.root, "walk/a0")?;
-            rename(s, &from, "other")
-        })
+        Work::new(
+            "rename-dir-lower",
+            "rename of a directory in lowers",
+            Unit::Micros,
+            Set::Walk,
+            move |s| {
+                // Some of its directories: of the bare file system's copy too.
+                s.mount.changing("walk")?;
+                let from = Names::listed(&s.mount.root, "walk/a0")?;
+                rename(s, &from, "other")
+            },
+        )
         .per("directory"),
     ]
 }
 
 fn holds_dirs(session: &Session<'_>, taken: Taken, dir: &str) -> Result<Taken> {
     let found = fs::read_dir(session.mount.root.join(dir))?.count() as u64;
-    ensure!(found == taken.operations, "{found} directories instead of {}", taken.operations);
+    ensure!(
+        found == taken.operations,
+        "{found} directories instead of {}",
+        taken.operations
+    );
     Ok(taken)
 }
 
 fn gone(path: &Path) -> Result<()> {
-    ensure!(fs::symlink_metadata(path).is_err(), "{} is still there", path.display());
+    ensure!(
+        fs::symlink_metadata(path).is_err(),
+        "{} is still there",
+        path.display()
+    );
     Ok(())
 }
 
@@ -214,53 +292,86 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
         Ok(())
     };
     vec![
-        Work::new("untar", format!("untar of {} files", files(archived)), Unit::Seconds, Set::Tree, move |s| {
-            let taken = s.program(archived, || unpack(s), |done| ended(done, 0))?;
-            same_count(s, "files", archived)?;
-            Ok(taken)
-        })
+        Work::new(
+            "untar",
+            format!("untar of {} files", files(archived)),
+            Unit::Seconds,
+            Set::Tree,
+            move |s| {
+                let taken = s.program(archived, || unpack(s), |done| ended(done, 0))?;
+                same_count(s, "files", archived)?;
+                Ok(taken)
+            },
+        )
         .per("file")
         .goals(&goals),
-        Work::new("rm-upper", format!("rm -rf of {} files in upper", files(archived)), Unit::Seconds, Set::Tree, move |s| {
-            exec::succeed(&mut unpack(s))?;
-            same_count(s, "files", archived)?;
-            let rm = || command_in(&s.mount.root, &["rm", "-rf", "files"]);
-            let taken = s.program(archived, rm, |done| ended(done, 0))?;
-            gone(&s.mount.root.join("files"))?;
-            Ok(taken)
-        })
+        Work::new(
+            "rm-upper",
+            format!("rm -rf of {} files in upper", files(archived)),
+            Unit::Seconds,
+            Set::Tree,
+            move |s| {
+                exec::succeed(&mut unpack(s))?;
+                same_count(s, "files", archived)?;
+                let rm = || command_in(&s.mount.root, &["rm", "-rf", "files"]);
+                let taken = s.program(archived, rm, |done| ended(done, 0))?;
+                gone(&s.mount.root.join("files"))?;
+                Ok(taken)
+            },
+        )
         .per("file")
         .goals(&goals),
-        Work::new("rm-lower", format!("rm -rf of {} files in lowers", files(sources)), Unit::Seconds, Set::Tree, move |s| {
-            s.mount.changing("tree")?;
-            let rm = || command_in(&s.mount.root, &["rm", "-rf", "tree"]);
-            let taken = s.program(sources, rm, |done| ended(done, 0))?;
-            gone(&s.mount.root.join("tree"))?;
-            Ok(taken)
-        })
+        Work::new(
+            "rm-lower",
+            format!("rm -rf of {} files in lowers", files(sources)),
+            Unit::Seconds,
+            Set::Tree,
+            move |s| {
+                s.mount.changing("tree")?;
+                let rm = || command_in(&s.mount.root, &["rm", "-rf", "tree"]);
+                let taken = s.program(sources, rm, |done| ended(done, 0))?;
+                gone(&s.mount.root.join("tree"))?;
+                Ok(taken)
+            },
+        )
         .per("file")
         .goals(&goals),
-        Work::new("cp", format!("cp -a of {} files", files(sources)), Unit::Seconds, Set::Tree, move |s| {
-            let source = s.reading("tree");
-            let mut words = vec!["cp".into(), "-a".into(), "--reflink=never".into()];
-            words.extend([source.into_os_string(), "copy".into()]);
-            let cp = || command_in(&s.mount.root, &words);
-            let taken = s.program(sources, cp, |done| ended(done, 0))?;
-            let original = count(&s.mount.layers.merged.join("tree"))?;
-            let copy = count(&s.mount.root.join("copy"))?;
-            ensure!(copy.files == original.files, "{copy:?} instead of {original:?}");
-            Ok(taken)
-        })
+        Work::new(
+            "cp",
+            format!("cp -a of {} files", files(sources)),
+            Unit::Seconds,
+            Set::Tree,
+            move |s| {
+                let source = s.reading("tree");
+                let mut words = vec!["cp".into(), "-a".into(), "--reflink=never".into()];
+                words.extend([source.into_os_string(), "copy".into()]);
+                let cp = || command_in(&s.mount.root, &words);
+                let taken = s.program(sources, cp, |done| ended(done, 0))?;
+                let original = count(&s.mount.layers.merged.join("tree"))?;
+                let copy = count(&s.mount.root.join("copy"))?;
+                ensure!(
+                    copy.files == original.files,
+                    "{copy:?} instead of {original:?}"
+                );
+                Ok(taken)
+            },
+        )
         .per("file"),
-        Work::new("chown", format!("chown -R of {} files in lowers", files(sources)), Unit::Seconds, Set::Tree, move |s| {
-            s.mount.changing("tree")?;
-            let chown = || command_in(&s.mount.root, &["chown", "-R", "1234:1234", "tree"]);
-            let taken = s.program(sources, chown, |done| ended(done, 0))?;
-            let first = "tree/a0/b0/file0.c";
-            let owner = fs::metadata(s.mount.root.join(first))?.uid();
-            ensure!(owner == 1234, "{first} is still of {owner}");
-            Ok(taken)
-        })
+        Work::new(
+            "chown",
+            format!("chown -R of {} files in lowers", files(sources)),
+            Unit::Seconds,
+            Set::Tree,
+            move |s| {
+                s.mount.changing("tree")?;
+                let chown = || command_in(&s.mount.root, &["chown", "-R", "1234:1234", "tree"]);
+                let taken = s.program(sources, chown, |done| ended(done, 0))?;
+                let first = "tree/a0/b0/file0.c";
+                let owner = fs::metadata(s.mount.root.join(first))?.uid();
+                ensure!(owner == 1234, "{first} is still of {owner}");
+                Ok(taken)
+            },
+        )
         .per("file"),
     ]
 }
@@ -303,15 +414,24 @@ fn copy_ups(scale: &Scale) -> Vec<Work> {
 
 /// Checks that so many files are in upper, whole, and that the lower files are as they were.
 fn copied_up(session: &Session<'_>, dir: &str, bytes: u64, taken: Taken) -> Result<Taken> {
-    let place = if session.mount.is_bare() { &session.mount.root } else { &session.mount.upper };
+    let place = if session.mount.is_bare() {
+        &session.mount.root
+    } else {
+        &session.mount.upper
+    };
     let entries = fs::read_dir(place.join(dir))?.collect::<Result<Vec<_>, _>>()?;
     for entry in &entries {
         let len = entry.metadata()?.len();
         ensure!(len == bytes, "{} bytes instead of {bytes} in upper", len);
     }
     let found = entries.len() as u64;
-    let enough = found == taken.operations || (session.mount.is_bare() && found >= taken.operations);
-    ensure!(enough, "{found} files in upper instead of {}", taken.operations);
+    let enough =
+        found == taken.operations || (session.mount.is_bare() && found >= taken.operations);
+    ensure!(
+        enough,
+        "{found} files in upper instead of {}",
+        taken.operations
+    );
     Ok(taken)
 }
 
@@ -328,11 +448,20 @@ fn big(session: &Session<'_>, bytes: u64) -> Result<Taken> {
         });
     }
     let names = Names::given(root, ["big".to_owned()])?;
-    let lower = session.mount.layers.lowers.last().context("no layers")?.join("big");
+    let lower = session
+        .mount
+        .layers
+        .lowers
+        .last()
+        .context("no layers")?
+        .join("big");
     let before = fs::metadata(&lower)?;
     let taken = session.once(1, || names.touch_byte(0))?;
     let after = fs::metadata(&lower)?;
-    ensure!(before.modified()? == after.modified()?, "the lower file was written");
+    ensure!(
+        before.modified()? == after.modified()?,
+        "the lower file was written"
+    );
     let len = fs::metadata(session.mount.upper.join("big"))?.len();
     ensure!(len == bytes, "{len} bytes instead of {bytes} in upper");
     Ok(taken)

@@ -54,7 +54,12 @@ fn write_through(path: &Path, total: u64, direct: bool, sync: bool) -> Result<()
     while left > 0 {
         crate::exec::check()?;
         let n = left.min(CHUNK as u64);
-        file.write_all(buffer.bytes().get(..usize::try_from(n)?).unwrap_or_default())?;
+        file.write_all(
+            buffer
+                .bytes()
+                .get(..usize::try_from(n)?)
+                .unwrap_or_default(),
+        )?;
         left -= n;
     }
     if sync {
@@ -78,7 +83,8 @@ fn sequential(scale: &Scale) -> Vec<Work> {
         move |s: &Session<'_>| {
             let path = s.reading("big");
             let mut buffer = Aligned::new(CHUNK);
-            let mut pass = || read_through(&mut open_file(&path, false, direct)?, buffer.bytes(), big);
+            let mut pass =
+                || read_through(&mut open_file(&path, false, direct)?, buffer.bytes(), big);
             if cold {
                 drop_caches()?;
                 return s.once(chunks, pass);
@@ -95,22 +101,61 @@ fn sequential(scale: &Scale) -> Vec<Work> {
         }
     };
     vec![
-        Work::new("read-seq-warm", format!("read {name}, warm"), Unit::Seconds, Set::Big, read(false, false))
-            .per("MiB")
-            .goals(&goals),
-        Work::new("read-seq-cold", format!("read {name}, cold"), Unit::Seconds, Set::Big, read(false, true))
-            .per("MiB")
-            .goals(&goals),
-        Work::new("read-seq-direct", format!("read {name}, O_DIRECT"), Unit::Seconds, Set::Big, read(true, true)).per("MiB"),
-        Work::new("write-fsync", format!("write {name} + fsync"), Unit::Seconds, Set::Big, write(false))
-            .per("MiB")
-            .goals(&goals),
-        Work::new("write-direct", format!("write {name} + fsync, O_DIRECT"), Unit::Seconds, Set::Big, write(true)).per("MiB"),
+        Work::new(
+            "read-seq-warm",
+            format!("read {name}, warm"),
+            Unit::Seconds,
+            Set::Big,
+            read(false, false),
+        )
+        .per("MiB")
+        .goals(&goals),
+        Work::new(
+            "read-seq-cold",
+            format!("read {name}, cold"),
+            Unit::Seconds,
+            Set::Big,
+            read(false, true),
+        )
+        .per("MiB")
+        .goals(&goals),
+        Work::new(
+            "read-seq-direct",
+            format!("read {name}, O_DIRECT"),
+            Unit::Seconds,
+            Set::Big,
+            read(true, true),
+        )
+        .per("MiB"),
+        Work::new(
+            "write-fsync",
+            format!("write {name} + fsync"),
+            Unit::Seconds,
+            Set::Big,
+            write(false),
+        )
+        .per("MiB")
+        .goals(&goals),
+        Work::new(
+            "write-direct",
+            format!("write {name} + fsync, O_DIRECT"),
+            Unit::Seconds,
+            Set::Big,
+            write(true),
+        )
+        .per("MiB"),
     ]
 }
 
 /// Reads or writes blocks at random places of a file.
-fn blocks(file: &File, buffer: &mut [u8], len: u64, count: u64, write: bool, random: &mut Random) -> Result<()> {
+fn blocks(
+    file: &File,
+    buffer: &mut [u8],
+    len: u64,
+    count: u64,
+    write: bool,
+    random: &mut Random,
+) -> Result<()> {
     for _ in 0..count {
         let at = random.below(len / BLOCK as u64) * BLOCK as u64;
         if write {
@@ -139,7 +184,11 @@ fn random(scale: &Scale) -> Vec<Work> {
             let mut random = Random::new(len);
             let count = if cold || direct { BLOCKS / 4 } else { BLOCKS };
             let pass = || blocks(&file, buffer.bytes(), len, count, false, &mut random);
-            if cold { s.once(count, pass) } else { s.repeated(count, pass) }
+            if cold {
+                s.once(count, pass)
+            } else {
+                s.repeated(count, pass)
+            }
         }
     };
     let write = move |direct: bool| {
@@ -150,20 +199,58 @@ fn random(scale: &Scale) -> Vec<Work> {
             let mut buffer = Aligned::new(BLOCK);
             let mut random = Random::new(quarter);
             let count = if direct { BLOCKS / 10 } else { BLOCKS };
-            let taken = s.repeated(count, || blocks(&file, buffer.bytes(), quarter, count, true, &mut random))?;
+            let taken = s.repeated(count, || {
+                blocks(&file, buffer.bytes(), quarter, count, true, &mut random)
+            })?;
             verified(taken, &path, quarter)
         }
     };
     vec![
-        Work::new("pread-warm", "pread 4 KiB of a 1 MiB file, warm", Unit::Micros, Set::Micro, read(false, false, "one"))
-            .goals(&[Goal::kernel(1.1)]),
-        Work::new("read-random-warm", format!("random read 4 KiB of {}, warm", size(big)), Unit::Micros, Set::Big, read(false, false, "big"))
-            .goals(&goals),
-        Work::new("read-random-cold", format!("random read 4 KiB of {}, cold", size(big)), Unit::Micros, Set::Big, read(false, true, "big")),
-        Work::new("read-random-direct", format!("random read 4 KiB of {}, O_DIRECT", size(big)), Unit::Micros, Set::Big, read(true, false, "big")),
-        Work::new("write-random", format!("random write 4 KiB of {}", size(quarter)), Unit::Micros, Set::Empty, write(false))
-            .goals(&goals),
-        Work::new("write-random-direct", format!("random write 4 KiB of {}, O_DIRECT", size(quarter)), Unit::Micros, Set::Empty, write(true)),
+        Work::new(
+            "pread-warm",
+            "pread 4 KiB of a 1 MiB file, warm",
+            Unit::Micros,
+            Set::Micro,
+            read(false, false, "one"),
+        )
+        .goals(&[Goal::kernel(1.1)]),
+        Work::new(
+            "read-random-warm",
+            format!("random read 4 KiB of {}, warm", size(big)),
+            Unit::Micros,
+            Set::Big,
+            read(false, false, "big"),
+        )
+        .goals(&goals),
+        Work::new(
+            "read-random-cold",
+            format!("random read 4 KiB of {}, cold", size(big)),
+            Unit::Micros,
+            Set::Big,
+            read(false, true, "big"),
+        ),
+        Work::new(
+            "read-random-direct",
+            format!("random read 4 KiB of {}, O_DIRECT", size(big)),
+            Unit::Micros,
+            Set::Big,
+            read(true, false, "big"),
+        ),
+        Work::new(
+            "write-random",
+            format!("random write 4 KiB of {}", size(quarter)),
+            Unit::Micros,
+            Set::Empty,
+            write(false),
+        )
+        .goals(&goals),
+        Work::new(
+            "write-random-direct",
+            format!("random write 4 KiB of {}, O_DIRECT", size(quarter)),
+            Unit::Micros,
+            Set::Empty,
+            write(true),
+        ),
     ]
 }
 
@@ -174,7 +261,10 @@ fn mapped(scale: &Scale) -> Vec<Work> {
     let read_all = move |path: &Path| -> Result<()> {
         let map = Map::new(&File::open(path)?, false)?;
         ensure!(map.len() as u64 == big, "a mapping of {} bytes", map.len());
-        let sum: u64 = (0..map.len()).step_by(BLOCK).map(|at| u64::from(map.get(at))).sum();
+        let sum: u64 = (0..map.len())
+            .step_by(BLOCK)
+            .map(|at| u64::from(map.get(at)))
+            .sum();
         ensure!(sum > 0, "only zeros");
         Ok(())
     };
@@ -195,7 +285,9 @@ fn mapped(scale: &Scale) -> Vec<Work> {
         let mut random = Random::new(big);
         s.repeated(BLOCKS, || {
             let map = Map::new(&File::open(&path)?, false)?;
-            let sum: u64 = (0..BLOCKS).map(|_| u64::from(map.get(random.below(big) as usize))).sum();
+            let sum: u64 = (0..BLOCKS)
+                .map(|_| u64::from(map.get(random.below(big) as usize)))
+                .sum();
             ensure!(sum > 0, "only zeros");
             Ok(())
         })
@@ -211,21 +303,49 @@ fn mapped(scale: &Scale) -> Vec<Work> {
         })?;
         map.sync()?;
         let written = fs::read(&path)?.iter().filter(|b| **b == 1).count();
-        ensure!(written > 1, "what was written through the mapping is not in the file");
+        ensure!(
+            written > 1,
+            "what was written through the mapping is not in the file"
+        );
         verified(taken, &path, quarter)
     };
     let name = size(big);
     vec![
-        Work::new("mmap-read-warm", format!("mmap, read {name}, warm"), Unit::Micros, Set::Big, read(false))
-            .per("page")
-            .goals(&[Goal::kernel(1.1)]),
-        Work::new("mmap-read-cold", format!("mmap, read {name}, cold"), Unit::Micros, Set::Big, read(true)).per("page"),
-        Work::new("mmap-read-random", format!("mmap, random read in {name}, warm"), Unit::Micros, Set::Big, read_random)
-            .per("page")
-            .goals(&goals),
-        Work::new("mmap-write-random", format!("mmap, random write in {}", size(quarter)), Unit::Micros, Set::Empty, write_random)
-            .per("page")
-            .goals(&goals),
+        Work::new(
+            "mmap-read-warm",
+            format!("mmap, read {name}, warm"),
+            Unit::Micros,
+            Set::Big,
+            read(false),
+        )
+        .per("page")
+        .goals(&[Goal::kernel(1.1)]),
+        Work::new(
+            "mmap-read-cold",
+            format!("mmap, read {name}, cold"),
+            Unit::Micros,
+            Set::Big,
+            read(true),
+        )
+        .per("page"),
+        Work::new(
+            "mmap-read-random",
+            format!("mmap, random read in {name}, warm"),
+            Unit::Micros,
+            Set::Big,
+            read_random,
+        )
+        .per("page")
+        .goals(&goals),
+        Work::new(
+            "mmap-write-random",
+            format!("mmap, random write in {}", size(quarter)),
+            Unit::Micros,
+            Set::Empty,
+            write_random,
+        )
+        .per("page")
+        .goals(&goals),
     ]
 }
 
@@ -247,11 +367,19 @@ fn sqlite(scale: &Scale) -> Work {
         let count = transactions.to_string();
         let dir = s.mount.new_dir("database")?;
         let words = ["/usr/bin/python3", "-I", "-S", "-c", SQLITE, &count];
-        s.program(transactions, || command_in(&dir, &words), |done| {
-            ended(done, 0)?;
-            ensure!(done.text.trim() == count, "{} rows instead of {count}", done.text.trim());
-            Ok(())
-        })
+        s.program(
+            transactions,
+            || command_in(&dir, &words),
+            |done| {
+                ended(done, 0)?;
+                ensure!(
+                    done.text.trim() == count,
+                    "{} rows instead of {count}",
+                    done.text.trim()
+                );
+                Ok(())
+            },
+        )
     })
     .per("transaction")
 }

@@ -42,28 +42,52 @@ fn single_names() -> Vec<Work> {
             drop_caches()?;
             s.once(names.len(), || names.stat_all())
         }),
-        Work::new("missing-warm", "stat of a missing name, warm", Unit::Micros, Set::Micro, |s| {
-            let names = missing(s)?;
-            names.miss_all()?;
-            s.repeated(names.len(), || names.miss_all())
-        })
+        Work::new(
+            "missing-warm",
+            "stat of a missing name, warm",
+            Unit::Micros,
+            Set::Micro,
+            |s| {
+                let names = missing(s)?;
+                names.miss_all()?;
+                s.repeated(names.len(), || names.miss_all())
+            },
+        )
         .goals(&[warm.clone()]),
-        Work::new("missing-first", "stat of a missing name, first time", Unit::Micros, Set::Micro, |s| {
-            let names = missing(s)?;
-            s.once(names.len(), || names.miss_all())
-        }),
-        Work::new("read-small-warm", "open + read 4 KiB + close, warm", Unit::Micros, Set::Micro, |s| {
-            let names = names(s)?;
-            names.read_all(SIZE)?;
-            s.repeated(names.len(), || names.read_all(SIZE))
-        })
+        Work::new(
+            "missing-first",
+            "stat of a missing name, first time",
+            Unit::Micros,
+            Set::Micro,
+            |s| {
+                let names = missing(s)?;
+                s.once(names.len(), || names.miss_all())
+            },
+        ),
+        Work::new(
+            "read-small-warm",
+            "open + read 4 KiB + close, warm",
+            Unit::Micros,
+            Set::Micro,
+            |s| {
+                let names = names(s)?;
+                names.read_all(SIZE)?;
+                s.repeated(names.len(), || names.read_all(SIZE))
+            },
+        )
         .per("file")
         .goals(&[warm, Goal::peer(0.3)]),
-        Work::new("read-small-cold", "open + read 4 KiB + close, cold", Unit::Micros, Set::Micro, |s| {
-            let names = names(s)?;
-            drop_caches()?;
-            s.once(names.len(), || names.read_all(SIZE))
-        })
+        Work::new(
+            "read-small-cold",
+            "open + read 4 KiB + close, cold",
+            Unit::Micros,
+            Set::Micro,
+            |s| {
+                let names = names(s)?;
+                drop_caches()?;
+                s.once(names.len(), || names.read_all(SIZE))
+            },
+        )
         .per("file"),
     ]
 }
@@ -88,7 +112,10 @@ fn listing(dir: &'static str, entries: usize, stat: bool, cold: bool) -> Work {
     };
     let what = if stat { "readdir + stat" } else { "readdir" };
     let how = if cold { "cold" } else { "warm" };
-    let id = format!("{}-{dir}-{how}", if stat { "readdir-stat" } else { "readdir" });
+    let id = format!(
+        "{}-{dir}-{how}",
+        if stat { "readdir-stat" } else { "readdir" }
+    );
     let title = format!("{what} of {} entries, {how}", thousands(entries as f64));
     Work::new(&id, title, Unit::Micros, Set::Dirs, run).per("entry")
 }

@@ -23,15 +23,43 @@ struct Chroot {
 
 impl Chroot {
     fn new(root: &Path) -> Result<Chroot> {
-        let chroot = Chroot { root: root.to_owned() };
+        let chroot = Chroot {
+            root: root.to_owned(),
+        };
         let none: Option<&CStr> = None;
-        mount("proc", root.join("proc"), "proc", MountFlags::empty(), none).context("mounting proc")?;
+        mount("proc", root.join("proc"), "proc", MountFlags::empty(), none)
+            .context("mounting proc")?;
         let dev = root.join("dev");
-        mount("tmpfs", &dev, "tmpfs", MountFlags::NOSUID, Some(c"mode=755")).context("mounting dev")?;
-        for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
+        mount(
+            "tmpfs",
+            &dev,
+            "tmpfs",
+            MountFlags::NOSUID,
+            Some(c"mode=755"),
+        )
+        .context("mounting dev")?;
+        for (name, minor) in [
+            ("null", 3),
+            ("zero", 5),
+            ("full", 7),
+            ("random", 8),
+            ("urandom", 9),
+        ] {
             let mode = Mode::from(0o666);
-            mknodat(CWD, dev.join(name), FileType::CharacterDevice, mode, makedev(1, minor))?;
+            mknodat(
+                CWD,
+                dev.join(name),
+                FileType::CharacterDevice,
+                mode,
+                makedev(1, minor),
+            )?;
         }
+        // apt-get writes its log through a terminal.
+        let pts = dev.join("pts");
+        fs::create_dir(&pts)?;
+        let own = Some(c"newinstance,ptmxmode=0666,mode=620");
+        mount("devpts", &pts, "devpts", MountFlags::NOSUID, own).context("mounting devpts")?;
+        std::os::unix::fs::symlink("pts/ptmx", dev.join("ptmx"))?;
         std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd"))?;
         Ok(chroot)
     }
@@ -39,15 +67,19 @@ impl Chroot {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("chroot");
         command.arg(&self.root).args(words).env_clear();
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
-        command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root");
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 }
 
 impl Drop for Chroot {
     fn drop(&mut self) {
-        for name in ["dev", "proc"] {
+        for name in ["dev/pts", "dev", "proc"] {
             if let Err(e) = unmount(&self.root.join(name)) {
                 eprintln!("bench: {e:#}");
             }
@@ -97,7 +129,11 @@ fn compile(session: &Session<'_>, units: u64) -> Result<Taken> {
     let taken = session.program(units, make, |done| ended(done, 0))?;
     let program = fs::metadata(root.join("srv/project/prog"))?;
     ensure!(program.len() > 1000, "a program of {} bytes", program.len());
-    undo(session, &chroot, &["sh", "-c", "rm -f /srv/project/prog /srv/project/*.o"])?;
+    undo(
+        session,
+        &chroot,
+        &["sh", "-c", "rm -f /srv/project/prog /srv/project/*.o"],
+    )?;
     Ok(taken)
 }
 
@@ -105,14 +141,30 @@ fn install(session: &Session<'_>, words: &[&str], files: u64) -> Result<Taken> {
     let root = session.mount.read_root();
     let chroot = Chroot::new(root)?;
     let taken = session.program(files, || chroot.command(words), |done| ended(done, 0));
-    let installed = exec::run(&mut chroot.command(&["dpkg-query", "-W", "-f", "${Status}", "rovl-bench"]));
-    let last = root.join(format!("usr/share/rovl-bench/d{}/f{}", (files - 1) / 50, files - 1));
+    let installed =
+        exec::run(&mut chroot.command(&["dpkg-query", "-W", "-f", "${Status}", "rovl-bench"]));
+    let last = root.join(format!(
+        "usr/share/rovl-bench/d{}/f{}",
+        (files - 1) / 50,
+        files - 1
+    ));
     let size = fs::metadata(last).map(|m| m.len());
-    undo(session, &chroot, &["dpkg", "--purge", "--force-all", "rovl-bench"])?;
+    undo(
+        session,
+        &chroot,
+        &["dpkg", "--purge", "--force-all", "rovl-bench"],
+    )?;
     let taken = taken?;
     let installed = installed?;
-    ensure!(installed.text == "install ok installed", "dpkg says {:?}", installed.text);
-    ensure!(size.as_ref().is_ok_and(|n| *n == 4096), "the last file: {size:?}");
+    ensure!(
+        installed.text == "install ok installed",
+        "dpkg says {:?}",
+        installed.text
+    );
+    ensure!(
+        size.as_ref().is_ok_and(|n| *n == 4096),
+        "the last file: {size:?}"
+    );
     Ok(taken)
 }
 
@@ -121,20 +173,56 @@ pub fn works(scale: &Scale) -> Vec<Work> {
     let (units, files) = (scale.units as u64, scale.packaged as u64);
     let words = thousands(files as f64);
     vec![
-        Work::new("python-warm", "python with 80 imports, warm", Unit::Seconds, Set::Root, |s| python(s, false)).per("start"),
-        Work::new("python-cold", "python with 80 imports, cold", Unit::Seconds, Set::Root, |s| python(s, true)).per("start"),
-        Work::new("compile", format!("make of {units} C files inside"), Unit::Seconds, Set::Root, move |s| compile(s, units))
-            .per("C file")
-            .goals(&goals),
-        Work::new("dpkg", format!("dpkg -i of {words} files"), Unit::Seconds, Set::Root, move |s| {
-            install(s, &["dpkg", "-i", "/srv/rovl-bench.deb"], files)
-        })
+        Work::new(
+            "python-warm",
+            "python with 80 imports, warm",
+            Unit::Seconds,
+            Set::Root,
+            |s| python(s, false),
+        )
+        .per("start"),
+        Work::new(
+            "python-cold",
+            "python with 80 imports, cold",
+            Unit::Seconds,
+            Set::Root,
+            |s| python(s, true),
+        )
+        .per("start"),
+        Work::new(
+            "compile",
+            format!("make of {units} C files inside"),
+            Unit::Seconds,
+            Set::Root,
+            move |s| compile(s, units),
+        )
+        .per("C file")
+        .goals(&goals),
+        Work::new(
+            "dpkg",
+            format!("dpkg -i of {words} files"),
+            Unit::Seconds,
+            Set::Root,
+            move |s| install(s, &["dpkg", "-i", "/srv/rovl-bench.deb"], files),
+        )
         .per("file")
         .goals(&goals),
-        Work::new("apt-get", format!("apt-get install of {words} files"), Unit::Seconds, Set::Root, move |s| {
-            let words = ["apt-get", "install", "-y", "-q", "--no-download", "/srv/rovl-bench.deb"];
-            install(s, &words, files)
-        })
+        Work::new(
+            "apt-get",
+            format!("apt-get install of {words} files"),
+            Unit::Seconds,
+            Set::Root,
+            move |s| {
+                let words = [
+                    "apt-get",
+                    "install",
+                    "-y",
+                    "-q",
+                    "/srv/rovl-bench.deb",
+                ];
+                install(s, &words, files)
+            },
+        )
         .per("file")
         .goals(&goals),
     ]

@@ -73,31 +73,53 @@ pub fn works(scale: &Scale) -> Vec<Work> {
         let (id, _) = caches.words();
         let is_warm = caches == Caches::Warm;
         works.push(
-            Work::new(&format!("grep-{id}"), format!("grep -r in {files} files, {id}"), Unit::Seconds, Set::Tree, move |s| {
-                let words = ["grep", "-rF", "--exclude-dir=.git", NEEDLE, "tree"];
-                let command = || command_in(s.mount.read_root(), &words);
-                reading(s, caches, entries, command, |done| wrote_lines(done, needles))
-            })
+            Work::new(
+                &format!("grep-{id}"),
+                format!("grep -r in {files} files, {id}"),
+                Unit::Seconds,
+                Set::Tree,
+                move |s| {
+                    let words = ["grep", "-rF", "--exclude-dir=.git", NEEDLE, "tree"];
+                    let command = || command_in(s.mount.read_root(), &words);
+                    reading(s, caches, entries, command, |done| {
+                        wrote_lines(done, needles)
+                    })
+                },
+            )
             .per("file")
             .goals(if is_warm { &warm } else { &[] }),
         );
         works.push(
-            Work::new(&format!("git-status-{id}"), format!("git status in {files} files, {id}"), Unit::Seconds, Set::Tree, move |s| {
-                git_status(s, caches, entries)
-            })
+            Work::new(
+                &format!("git-status-{id}"),
+                format!("git status in {files} files, {id}"),
+                Unit::Seconds,
+                Set::Tree,
+                move |s| git_status(s, caches, entries),
+            )
             .per("file")
             .goals(if is_warm { &warm } else { &[] }),
         );
         works.push(
-            Work::new(&format!("tar-{id}"), format!("tar c of {files} files, {id}"), Unit::Seconds, Set::Tree, move |s| {
-                let least = native::count(&s.mount.layers.merged.join("tree"))?.bytes;
-                let command = || command_in(s.mount.read_root(), &["tar", "-cf", "-", "tree"]);
-                reading(s, caches, entries, command, |done| {
-                    ended(done, 0)?;
-                    ensure!(done.bytes > least, "an archive of {} bytes for {least} of files", done.bytes);
-                    Ok(())
-                })
-            })
+            Work::new(
+                &format!("tar-{id}"),
+                format!("tar c of {files} files, {id}"),
+                Unit::Seconds,
+                Set::Tree,
+                move |s| {
+                    let least = native::count(&s.mount.layers.merged.join("tree"))?.bytes;
+                    let command = || command_in(s.mount.read_root(), &["tar", "-cf", "-", "tree"]);
+                    reading(s, caches, entries, command, |done| {
+                        ended(done, 0)?;
+                        ensure!(
+                            done.bytes > least,
+                            "an archive of {} bytes for {least} of files",
+                            done.bytes
+                        );
+                        Ok(())
+                    })
+                },
+            )
             .per("file")
             .goals(if is_warm { &warm } else { &cold }),
         );
@@ -125,7 +147,9 @@ fn finds(scale: &Scale, warm: &[Goal]) -> Vec<Work> {
             let mut words = vec!["find", "walk"];
             words.extend(ls.then_some("-ls"));
             let command = || command_in(s.mount.read_root(), &words);
-            reading(s, caches, entries, command, |done| wrote_lines(done, entries))
+            reading(s, caches, entries, command, |done| {
+                wrote_lines(done, entries)
+            })
         })
         .per("entry")
         .goals(goals)
@@ -166,13 +190,20 @@ fn git_status(session: &Session<'_>, caches: Caches, files: u64) -> Result<Taken
     };
     let clean = |done: &Done| {
         ended(done, 0)?;
-        ensure!(done.bytes == 0, "not clean: {}", done.text.lines().next().unwrap_or_default());
+        ensure!(
+            done.bytes == 0,
+            "not clean: {}",
+            done.text.lines().next().unwrap_or_default()
+        );
         Ok(())
     };
     let listed = exec::run(&mut git(&["git", "ls-files"], "0"))?;
     wrote_lines(&listed, files)?;
     // Its first run reads all files and notes their inodes and times in the index.
-    clean(&exec::run(&mut git(&["git", "status", "--porcelain"], "1"))?)?;
+    clean(&exec::run(&mut git(
+        &["git", "status", "--porcelain"],
+        "1",
+    ))?)?;
     ensure!(fs::metadata(tree.join(".git/index"))?.len() > 0, "no index");
     let status = || git(&["git", "status", "--porcelain"], "0");
     reading(session, caches, files, status, clean)
