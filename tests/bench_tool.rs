@@ -166,7 +166,12 @@ fn a_small_run_measures_every_row_and_cleans_up() {
     ]);
     let shown = String::from_utf8(output(run).stdout).unwrap();
     assert_clean(&data);
+    check_files(&out, &shown, &rows);
+    check_rendering_again(&out, &scratch.path().join("again"));
+}
 
+/// Holds what a run has written against the rows that were asked for.
+fn check_files(out: &Path, shown: &str, rows: &[&str]) {
     let json: Value = serde_json::from_str(&text(out.join("bench.json"))).unwrap();
     let found: BTreeMap<&str, &Value> = json["rows"]
         .as_array()
@@ -178,7 +183,7 @@ fn a_small_run_measures_every_row_and_cleans_up() {
     let (page, table) = (text(out.join("bench.html")), text(out.join("bench.md")));
     assert_eq!(unclosed(&page), Ok(vec![]));
     for row in rows {
-        let row = found[row];
+        let row = found[*row];
         let title = row["title"].as_str().unwrap();
         assert!(
             page.contains(title) && table.contains(title) && shown.contains(title),
@@ -223,19 +228,16 @@ fn a_small_run_measures_every_row_and_cleans_up() {
     );
     let verdict = &found["stat-warm"]["verdicts"][0];
     assert!(verdict["met"].is_boolean(), "{verdict}");
+}
 
-    // What was measured can be shown again, by whoever has no root.
-    let again = scratch.path().join("again");
-    let json_file = out.join("bench.json");
-    let render = tool(&[
-        "--render",
-        json_file.to_str().unwrap(),
-        "--readme",
-        "--out",
-        again.to_str().unwrap(),
-    ]);
-    assert_eq!(String::from_utf8(output(render).stdout).unwrap(), table);
-    assert_eq!(text(again.join("bench.html")), page);
+/// What was measured can be shown again, by whoever has no root.
+fn check_rendering_again(out: &Path, again: &Path) {
+    let json = out.join("bench.json");
+    let mut render = tool(&["--readme", "--render"]);
+    render.arg(json).arg("--out").arg(again);
+    let shown = String::from_utf8(output(render).stdout).unwrap();
+    assert_eq!(shown, text(out.join("bench.md")));
+    assert_eq!(text(again.join("bench.html")), text(out.join("bench.html")));
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub struct Args {
     /// Measure nothing: show (and write to --out) what this JSON file holds
     #[arg(long, value_name = "JSON")]
     pub render: Option<PathBuf>,
-    /// Begin no further round after this many seconds [default: 270 with --quick, none otherwise]
+    /// Begin no further round after this many seconds [default: 240 with --quick, none otherwise]
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
     /// How long files are made and removed to see whether memory grows [default: 2 with --quick, 60 otherwise]

@@ -9,7 +9,7 @@
 //! | `works` | what is done: one row of the tables each |
 //! | `work` | the clock, the counters of requests, and what a row is |
 //! | `schedule` | the rounds |
-//! | `targets`, `data` | mounts; layers |
+//! | `targets`; `data`, `build` | mounts; layers |
 //! | `native`, `map`, `exec` | system calls in a loop; mappings; programs with a limit of time |
 //!
 //! Invariant: everything on disk is beneath one directory, every mount is beneath it too, and both go when their
@@ -21,6 +21,7 @@
     reason = "a program, not a library"
 )]
 
+mod build;
 mod cli;
 mod clock;
 mod data;

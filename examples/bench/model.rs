@@ -341,9 +341,8 @@ impl Report {
     }
 }
 
-/// A report with every kind of cell, for tests.
 #[cfg(test)]
-pub fn example() -> Report {
+fn example_targets() -> Vec<TargetInfo> {
     let target = |name: &str, family, refused: Option<&str>| TargetInfo {
         name: name.to_owned(),
         family,
@@ -351,6 +350,18 @@ pub fn example() -> Report {
         version: "1 & 2".to_owned(),
         refused: refused.map(str::to_owned),
     };
+    vec![
+        target("bare", Family::Bare, None),
+        target("kernel", Family::Kernel, None),
+        target("rovl", Family::Rovl, None),
+        target("rovl:passthrough=on", Family::Rovl, Some("not <yet>")),
+        target("fo-2", Family::FuseOverlayfs2, None),
+    ]
+}
+
+/// A report with every kind of cell, for tests.
+#[cfg(test)]
+pub fn example() -> Report {
     let sample = |value: f64| Sample {
         value,
         operations: 10,
@@ -396,13 +407,7 @@ pub fn example() -> Report {
         },
         quick: true,
         seconds: 12.5,
-        targets: vec![
-            target("bare", Family::Bare, None),
-            target("kernel", Family::Kernel, None),
-            target("rovl", Family::Rovl, None),
-            target("rovl:passthrough=on", Family::Rovl, Some("not <yet>")),
-            target("fo-2", Family::FuseOverlayfs2, None),
-        ],
+        targets: example_targets(),
         rows: vec![
             row(
                 "stat",

@@ -20,8 +20,10 @@ pub struct Plan {
     pub scale: Scale,
     /// Rounds at most.
     pub rounds: usize,
-    /// No further round, nor work of it, begins after this time, but for the first one.
+    /// No further round, nor work of it, begins after this time.
     pub budget: Option<Duration>,
+    /// No work at all begins after this time: it has failed then.
+    pub end: Option<Duration>,
     /// How long repeatable work is repeated.
     pub least: Duration,
     /// How long one work may take on one target.
@@ -43,8 +45,9 @@ impl Plan {
             rounds: args.repeat.map_or(pick(3, 5), usize::from),
             budget: args
                 .budget
-                .or(args.quick.then_some(270))
+                .or(args.quick.then_some(240))
                 .map(Duration::from_secs),
+            end: (args.quick && args.budget.is_none()).then_some(Duration::from_secs(280)),
             least: Duration::from_millis(pick(60, 500) as u64),
             limit: Duration::from_secs(pick(60, 1200) as u64),
             churn: Duration::from_secs(args.churn.unwrap_or(pick(2, 60) as u64)),
@@ -125,6 +128,12 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 let row = report.rows.get_mut(at).context("no such row")?;
+                if round == 0 && self.plan.end.is_some_and(|end| self.begin.elapsed() > end) {
+                    for cell in &mut row.cells {
+                        cell.error = Some("not measured: the time of --quick was over".to_owned());
+                    }
+                    continue;
+                }
                 self.one_row(round, at, work, row)?;
                 self.progress(round, row);
             }

@@ -12,30 +12,29 @@ use crate::exec;
 use crate::model::{Goal, Unit};
 use crate::native::{Names, count};
 use crate::render::thousands;
-use crate::work::{Session, Taken, Work, command_in, ended};
-
-/// So many names are prepared at most; how many are used is a matter of time.
-const MOST: u64 = 4000;
+use crate::work::{Run, Session, Taken, Work, command_in, ended};
 
 pub fn works(scale: &Scale) -> Vec<Work> {
     let mut works = own_names();
+    works.extend(removals());
     works.extend(by_size_of_directory(scale));
     works.extend(directories());
-    works.extend(whole_trees(scale));
+    works.extend(archived_trees(scale));
+    works.extend(source_trees(scale));
     works.extend(copy_ups(scale));
     works
 }
 
 /// Names in a directory of the mount.
 fn names(session: &Session<'_>, dir: &str, prefix: &str) -> Result<Names> {
-    let names = (0..MOST).map(|i| format!("{dir}/{prefix}{i}"));
+    let names = (0..session.scale.names).map(|i| format!("{dir}/{prefix}{i}"));
     Names::given(&session.mount.root, names)
 }
 
 /// Made, for something that happens to them later.
 fn made(session: &Session<'_>, dir: &str, prefix: &str) -> Result<Names> {
     let names = names(session, dir, prefix)?;
-    for i in 0..MOST {
+    for i in 0..session.scale.names {
         names.create(i, b"")?;
     }
     Ok(names)
@@ -64,7 +63,7 @@ fn own_names() -> Vec<Work> {
         move |s: &Session<'_>| {
             s.mount.new_dir("new")?;
             let names = names(s, "new", "f")?;
-            let taken = s.counted(MOST, |i| names.create(i, data))?;
+            let taken = s.counted(s.scale.names, |i| names.create(i, data))?;
             holds(s, taken, "new", |done| done)
         }
     };
@@ -87,6 +86,20 @@ fn own_names() -> Vec<Work> {
             create(b""),
         )
         .per("file"),
+        Work::new("mkdir", "mkdir", Unit::Micros, Set::Empty, |s| {
+            s.mount.new_dir("new")?;
+            let names = names(s, "new", "d")?;
+            let taken = s.counted(s.scale.names, |i| names.mkdir(i))?;
+            holds(s, taken, "new", |done| done)
+        })
+        .per("directory")
+        .goals(&goals),
+    ]
+}
+
+fn removals() -> Vec<Work> {
+    let goals = [Goal::kernel(3.0), Goal::peer(0.5)];
+    vec![
         Work::new(
             "unlink-upper",
             "unlink of a file in upper",
@@ -95,8 +108,8 @@ fn own_names() -> Vec<Work> {
             |s| {
                 s.mount.new_dir("new")?;
                 let names = made(s, "new", "f")?;
-                let taken = s.counted(MOST, |i| names.unlink(i))?;
-                holds(s, taken, "new", |done| MOST - done)
+                let taken = s.counted(s.scale.names, |i| names.unlink(i))?;
+                holds(s, taken, "new", |done| s.scale.names - done)
             },
         )
         .per("file")
@@ -125,95 +138,76 @@ fn own_names() -> Vec<Work> {
                 s.mount.new_dir("other")?;
                 let from = made(s, "new", "f")?;
                 let to = names(s, "other", "g")?;
-                let taken = s.counted(MOST, |i| from.rename(i, &to))?;
+                let taken = s.counted(s.scale.names, |i| from.rename(i, &to))?;
                 holds(s, taken, "other", |done| done)
             },
         )
         .per("file")
         .goals(&goals),
-        Work::new("mkdir", "mkdir", Unit::Micros, Set::Empty, |s| {
-            s.mount.new_dir("new")?;
-            let names = names(s, "new", "d")?;
-            let taken = s.counted(MOST, |i| names.mkdir(i))?;
-            holds(s, taken, "new", |done| done)
-        })
-        .per("directory")
-        .goals(&goals),
     ]
+}
+
+/// New names: few, otherwise the small directory would not stay small.
+const FEW: u64 = 500;
+
+/// A lower directory that was copied up, with some of its own, and names that it does not have.
+fn new_names(session: &Session<'_>, dir: &str) -> Result<Names> {
+    session.mount.changing(dir)?;
+    // The first change copies the directory up.
+    fs::write(session.mount.root.join(dir).join("first"), "")?;
+    let names = (0..FEW).map(|i| format!("{dir}/new-name-{i}"));
+    Names::given(&session.mount.root, names)
+}
+
+/// Names that the mount does not know yet, but whose directory it does.
+fn unknown_names(session: &Session<'_>, dir: &str, entries: u64) -> Result<Names> {
+    let root = session.mount.read_root();
+    fs::metadata(root.join(dir).join("f0"))?;
+    // 9 names are what the small directory has left.
+    let step = (entries / 10).max(1);
+    let names = (1..10).map(|i| format!("{dir}/f{}", i * step));
+    Names::given(root, names)
 }
 
 /// The same in a lower directory with few and with many entries.
 fn by_size_of_directory(scale: &Scale) -> Vec<Work> {
-    /// Few: otherwise the small directory would not stay small.
-    const FEW: u64 = 500;
     /// A ratio of two measurements of the same thing is not exactly 1.
     const SAME: f64 = 1.2;
     let mut works = Vec::new();
     for (dir, entries) in [("ten", 10), ("large", scale.large as u64)] {
-        let words = thousands(entries as f64);
-        let goals = |what: &str| -> Vec<Goal> {
-            let small = (dir == "large").then(|| Goal::row(&format!("{what}-in-ten"), SAME));
-            small.into_iter().collect()
+        let work = |what: &str, run: Run| {
+            let (id, small) = (format!("{what}-in-{dir}"), format!("{what}-in-ten"));
+            let first = if what == "lookup" { "first " } else { "" };
+            let title = format!(
+                "{first}{what} in a directory of {}",
+                thousands(entries as f64)
+            );
+            let same = (dir == "large").then(|| Goal::row(&small, SAME));
+            let same: Vec<Goal> = same.into_iter().collect();
+            Work::new(&id, title, Unit::Micros, Set::Dirs, run)
+                .per("name")
+                .goals(&same)
         };
-        let make = move |s: &Session<'_>| -> Result<Names> {
-            s.mount.changing(dir)?;
-            // The first change copies the directory up.
-            fs::write(s.mount.root.join(dir).join("first"), "")?;
-            let names = (0..FEW).map(|i| format!("{dir}/new-name-{i}"));
-            Names::given(&s.mount.root, names)
-        };
-        works.push(
-            Work::new(
-                &format!("create-in-{dir}"),
-                format!("create in a directory of {words}"),
-                Unit::Micros,
-                Set::Dirs,
-                move |s| {
-                    let names = make(s)?;
-                    let taken = s.counted(FEW, |i| names.create(i, b""))?;
-                    holds(s, taken, dir, |done| entries + 1 + done)
-                },
-            )
-            .per("file")
-            .goals(&goals("create")),
-        );
-        works.push(
-            Work::new(
-                &format!("unlink-in-{dir}"),
-                format!("unlink in a directory of {words}"),
-                Unit::Micros,
-                Set::Dirs,
-                move |s| {
-                    let names = make(s)?;
-                    for i in 0..FEW {
-                        names.create(i, b"")?;
-                    }
-                    let taken = s.counted(FEW, |i| names.unlink(i))?;
-                    holds(s, taken, dir, |done| entries + 1 + FEW - done)
-                },
-            )
-            .per("file")
-            .goals(&goals("unlink")),
-        );
-        works.push(
-            Work::new(
-                &format!("lookup-in-{dir}"),
-                format!("first lookup in a directory of {words}"),
-                Unit::Micros,
-                Set::Dirs,
-                move |s| {
-                    let root = s.mount.read_root();
-                    fs::metadata(root.join(dir).join("f0"))?;
-                    // f0 is known now; 9 names are what the small directory has left.
-                    let step = (entries / 10).max(1);
-                    let names = (1..10).map(|i| format!("{dir}/f{}", i * step));
-                    let names = Names::given(root, names)?;
-                    s.once(names.len(), || names.stat_all())
-                },
-            )
-            .per("name")
-            .goals(&goals("lookup")),
-        );
+        let create: Run = Box::new(move |s| {
+            let names = new_names(s, dir)?;
+            let taken = s.counted(FEW, |i| names.create(i, b""))?;
+            holds(s, taken, dir, |done| entries + 1 + done)
+        });
+        let unlink: Run = Box::new(move |s| {
+            let names = new_names(s, dir)?;
+            (0..FEW).try_for_each(|i| names.create(i, b""))?;
+            let taken = s.counted(FEW, |i| names.unlink(i))?;
+            holds(s, taken, dir, |done| entries + 1 + FEW - done)
+        });
+        let lookup: Run = Box::new(move |s| {
+            let names = unknown_names(s, dir, entries)?;
+            s.once(names.len(), || names.stat_all())
+        });
+        works.extend([
+            work("create", create),
+            work("unlink", unlink),
+            work("lookup", lookup),
+        ]);
     }
     works
 }
@@ -282,10 +276,11 @@ fn unpack(session: &Session<'_>) -> std::process::Command {
     tar
 }
 
-fn whole_trees(scale: &Scale) -> Vec<Work> {
+/// A tree that comes out of an archive.
+fn archived_trees(scale: &Scale) -> Vec<Work> {
     let goals = [Goal::kernel(2.5), Goal::peer(0.4)];
-    let (archived, sources) = (scale.archive as u64, scale.tree as u64);
-    let files = |n: u64| thousands(n as f64);
+    let archived = scale.archive as u64;
+    let files = thousands(archived as f64);
     let same_count = |s: &Session<'_>, path: &str, expected: u64| -> Result<()> {
         let found = count(&s.mount.root.join(path))?.files;
         ensure!(found == expected, "{found} files instead of {expected}");
@@ -294,7 +289,7 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
     vec![
         Work::new(
             "untar",
-            format!("untar of {} files", files(archived)),
+            format!("untar of {} files", files),
             Unit::Seconds,
             Set::Tree,
             move |s| {
@@ -307,7 +302,7 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
         .goals(&goals),
         Work::new(
             "rm-upper",
-            format!("rm -rf of {} files in upper", files(archived)),
+            format!("rm -rf of {} files in upper", files),
             Unit::Seconds,
             Set::Tree,
             move |s| {
@@ -321,9 +316,18 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
         )
         .per("file")
         .goals(&goals),
+    ]
+}
+
+/// What happens to a tree that lowers have.
+fn source_trees(scale: &Scale) -> Vec<Work> {
+    let goals = [Goal::kernel(2.5), Goal::peer(0.4)];
+    let sources = scale.tree as u64;
+    let files = thousands(sources as f64);
+    vec![
         Work::new(
             "rm-lower",
-            format!("rm -rf of {} files in lowers", files(sources)),
+            format!("rm -rf of {} files in lowers", files),
             Unit::Seconds,
             Set::Tree,
             move |s| {
@@ -338,7 +342,7 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
         .goals(&goals),
         Work::new(
             "cp",
-            format!("cp -a of {} files", files(sources)),
+            format!("cp -a of {} files", files),
             Unit::Seconds,
             Set::Tree,
             move |s| {
@@ -359,7 +363,7 @@ fn whole_trees(scale: &Scale) -> Vec<Work> {
         .per("file"),
         Work::new(
             "chown",
-            format!("chown -R of {} files in lowers", files(sources)),
+            format!("chown -R of {} files in lowers", files),
             Unit::Seconds,
             Set::Tree,
             move |s| {

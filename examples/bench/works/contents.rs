@@ -28,9 +28,12 @@ pub fn size(bytes: u64) -> String {
 }
 
 pub fn works(scale: &Scale) -> Vec<Work> {
-    let mut works = sequential(scale);
-    works.extend(random(scale));
-    works.extend(mapped(scale));
+    let mut works = sequential_reads(scale);
+    works.extend(sequential_writes(scale));
+    works.extend(random_reads(scale));
+    works.extend(random_writes(scale));
+    works.extend(mapped_reads(scale));
+    works.extend(mapped_writes(scale));
     works.push(sqlite(scale));
     works
 }
@@ -75,7 +78,7 @@ fn verified(taken: Taken, path: &Path, expected: u64) -> Result<Taken> {
     Ok(taken)
 }
 
-fn sequential(scale: &Scale) -> Vec<Work> {
+fn sequential_reads(scale: &Scale) -> Vec<Work> {
     let (big, name) = (scale.big, size(scale.big));
     let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
     let chunks = big / CHUNK as u64;
@@ -91,13 +94,6 @@ fn sequential(scale: &Scale) -> Vec<Work> {
             }
             pass()?;
             s.repeated(chunks, pass)
-        }
-    };
-    let write = move |direct: bool| {
-        move |s: &Session<'_>| {
-            let path = s.mount.root.join("written");
-            let taken = s.once(chunks, || write_through(&path, big, direct, true))?;
-            verified(taken, &path, big)
         }
     };
     vec![
@@ -127,6 +123,21 @@ fn sequential(scale: &Scale) -> Vec<Work> {
             read(true, true),
         )
         .per("MiB"),
+    ]
+}
+
+fn sequential_writes(scale: &Scale) -> Vec<Work> {
+    let (big, name) = (scale.big, size(scale.big));
+    let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
+    let chunks = big / CHUNK as u64;
+    let write = move |direct: bool| {
+        move |s: &Session<'_>| {
+            let path = s.mount.root.join("written");
+            let taken = s.once(chunks, || write_through(&path, big, direct, true))?;
+            verified(taken, &path, big)
+        }
+    };
+    vec![
         Work::new(
             "write-fsync",
             format!("write {name} + fsync"),
@@ -167,8 +178,8 @@ fn blocks(
     Ok(())
 }
 
-fn random(scale: &Scale) -> Vec<Work> {
-    let (big, quarter) = (scale.big, scale.big / 4);
+fn random_reads(scale: &Scale) -> Vec<Work> {
+    let big = scale.big;
     let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
     let read = move |direct: bool, cold: bool, name: &'static str| {
         move |s: &Session<'_>| {
@@ -189,20 +200,6 @@ fn random(scale: &Scale) -> Vec<Work> {
             } else {
                 s.repeated(count, pass)
             }
-        }
-    };
-    let write = move |direct: bool| {
-        move |s: &Session<'_>| {
-            let path = s.mount.root.join("written");
-            write_through(&path, quarter, false, true)?;
-            let file = open_file(&path, true, direct)?;
-            let mut buffer = Aligned::new(BLOCK);
-            let mut random = Random::new(quarter);
-            let count = if direct { BLOCKS / 10 } else { BLOCKS };
-            let taken = s.repeated(count, || {
-                blocks(&file, buffer.bytes(), quarter, count, true, &mut random)
-            })?;
-            verified(taken, &path, quarter)
         }
     };
     vec![
@@ -236,6 +233,27 @@ fn random(scale: &Scale) -> Vec<Work> {
             Set::Big,
             read(true, false, "big"),
         ),
+    ]
+}
+
+fn random_writes(scale: &Scale) -> Vec<Work> {
+    let quarter = scale.big / 4;
+    let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
+    let write = move |direct: bool| {
+        move |s: &Session<'_>| {
+            let path = s.mount.root.join("written");
+            write_through(&path, quarter, false, true)?;
+            let file = open_file(&path, true, direct)?;
+            let mut buffer = Aligned::new(BLOCK);
+            let mut random = Random::new(quarter);
+            let count = if direct { BLOCKS / 10 } else { BLOCKS };
+            let taken = s.repeated(count, || {
+                blocks(&file, buffer.bytes(), quarter, count, true, &mut random)
+            })?;
+            verified(taken, &path, quarter)
+        }
+    };
+    vec![
         Work::new(
             "write-random",
             format!("random write 4 KiB of {}", size(quarter)),
@@ -254,8 +272,8 @@ fn random(scale: &Scale) -> Vec<Work> {
     ]
 }
 
-fn mapped(scale: &Scale) -> Vec<Work> {
-    let (big, quarter) = (scale.big, scale.big / 4);
+fn mapped_reads(scale: &Scale) -> Vec<Work> {
+    let big = scale.big;
     let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
     let pages = big / BLOCK as u64;
     let read_all = move |path: &Path| -> Result<()> {
@@ -292,23 +310,6 @@ fn mapped(scale: &Scale) -> Vec<Work> {
             Ok(())
         })
     };
-    let write_random = move |s: &Session<'_>| {
-        let path = s.mount.root.join("written");
-        write_through(&path, quarter, false, true)?;
-        let mut map = Map::new(&open_file(&path, true, false)?, true)?;
-        let mut random = Random::new(quarter);
-        let taken = s.repeated(BLOCKS, || {
-            (0..BLOCKS).for_each(|_| map.set(random.below(quarter) as usize, 1));
-            Ok(())
-        })?;
-        map.sync()?;
-        let written = fs::read(&path)?.iter().filter(|b| **b == 1).count();
-        ensure!(
-            written > 1,
-            "what was written through the mapping is not in the file"
-        );
-        verified(taken, &path, quarter)
-    };
     let name = size(big);
     vec![
         Work::new(
@@ -337,6 +338,32 @@ fn mapped(scale: &Scale) -> Vec<Work> {
         )
         .per("page")
         .goals(&goals),
+    ]
+}
+
+fn mapped_writes(scale: &Scale) -> Vec<Work> {
+    let quarter = scale.big / 4;
+    let goals = [Goal::kernel(1.15), Goal::peer(1.0)];
+    let write_random = move |s: &Session<'_>| {
+        let path = s.mount.root.join("written");
+        write_through(&path, quarter, false, true)?;
+        let file = open_file(&path, true, false)?;
+        let mut random = Random::new(quarter);
+        // Mapped anew each time: otherwise there are soon no faults.
+        let taken = s.repeated(BLOCKS, || {
+            let mut map = Map::new(&file, true)?;
+            (0..BLOCKS).for_each(|_| map.set(random.below(quarter) as usize, 1));
+            Ok(())
+        })?;
+        Map::new(&file, true)?.sync()?;
+        let written = fs::read(&path)?.iter().filter(|b| **b == 1).count();
+        ensure!(
+            written > 1,
+            "what was written through the mapping is not in the file"
+        );
+        verified(taken, &path, quarter)
+    };
+    vec![
         Work::new(
             "mmap-write-random",
             format!("mmap, random write in {}", size(quarter)),

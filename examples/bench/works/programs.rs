@@ -213,13 +213,7 @@ pub fn works(scale: &Scale) -> Vec<Work> {
             Unit::Seconds,
             Set::Root,
             move |s| {
-                let words = [
-                    "apt-get",
-                    "install",
-                    "-y",
-                    "-q",
-                    "/srv/rovl-bench.deb",
-                ];
+                let words = ["apt-get", "install", "-y", "-q", "/srv/rovl-bench.deb"];
                 install(s, &words, files)
             },
         )
