@@ -50,7 +50,7 @@ pub struct Args {
     /// Begin no further round after this many seconds [default: 240 with --quick, none otherwise]
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
-    /// How long files are made and removed to see whether memory grows [default: 2 with --quick, 60 otherwise]
+    /// How long files are made and removed to see whether memory grows [default: 1 with --quick, 60 otherwise]
     #[arg(long, value_name = "SECONDS")]
     pub churn: Option<u64>,
     /// Where data are made and removed again: a real file system

@@ -109,12 +109,12 @@ impl Scale {
     /// What can be done in minutes.
     pub const QUICK: Scale = Scale {
         large: 10_000,
-        walk: 9_000,
-        tree: 500,
-        archive: 1_000,
+        walk: 6_000,
+        tree: 400,
+        archive: 400,
         big: 128 << 20,
         copies: (60, 12),
-        inodes: 50_000,
+        inodes: 20_000,
         units: 4,
         packaged: 100,
         cold_dirs: 40,

@@ -50,7 +50,7 @@ impl Plan {
             end: (args.quick && args.budget.is_none()).then_some(Duration::from_secs(280)),
             least: Duration::from_millis(pick(60, 500) as u64),
             limit: Duration::from_secs(pick(60, 1200) as u64),
-            churn: Duration::from_secs(args.churn.unwrap_or(pick(2, 60) as u64)),
+            churn: Duration::from_secs(args.churn.unwrap_or(pick(1, 60) as u64)),
         }
     }
 }

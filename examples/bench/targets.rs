@@ -249,7 +249,7 @@ impl<'a> Mount<'a> {
             .process_group(0);
         let mut child = command
             .spawn()
-            .with_context(|| format!("{}", self.target.command.join(" ")))?;
+            .with_context(|| self.target.command.join(" "))?;
         let said = || {
             let said = fs::read_to_string(&log_path).unwrap_or_default();
             said.trim().chars().take(300).collect::<String>()

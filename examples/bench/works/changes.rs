@@ -228,7 +228,10 @@ fn directories() -> Vec<Work> {
             Set::Empty,
             move |s| {
                 s.mount.new_dir("new")?;
-                let from = Names::given(&s.mount.root, (0..1000).map(|i| format!("new/d{i}")))?;
+                let from = Names::given(
+                    &s.mount.root,
+                    (0..s.scale.names).map(|i| format!("new/d{i}")),
+                )?;
                 (0..from.len()).try_for_each(|i| from.mkdir(i))?;
                 rename(s, &from, "other")
             },

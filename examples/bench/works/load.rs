@@ -83,7 +83,7 @@ fn creates(session: &Session<'_>, clients: usize) -> Result<Taken> {
     let each = if session.scale.walk >= 50_000 {
         8000
     } else {
-        1600
+        640
     } / clients as u64;
     let mut all = Vec::new();
     for client in 0..clients {

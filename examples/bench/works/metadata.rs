@@ -36,7 +36,7 @@ fn single_names() -> Vec<Work> {
             names.stat_all()?;
             s.repeated(names.len(), || names.stat_all())
         })
-        .goals(&[warm.clone()]),
+        .goals(std::slice::from_ref(&warm)),
         Work::new("stat-cold", "stat, cold", Unit::Micros, Set::Micro, |s| {
             let names = names(s)?;
             drop_caches()?;
@@ -53,7 +53,7 @@ fn single_names() -> Vec<Work> {
                 s.repeated(names.len(), || names.miss_all())
             },
         )
-        .goals(&[warm.clone()]),
+        .goals(std::slice::from_ref(&warm)),
         Work::new(
             "missing-first",
             "stat of a missing name, first time",
