@@ -32,7 +32,8 @@ pub struct Args {
     /// Where bench.json, bench.html and bench.md go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     pub out: PathBuf,
-    /// Put all data on a new file system in a loop device (ext4, xfs, btrfs)
+    /// Put all data on a new file system in a loop device (ext4, xfs, btrfs) [default: ext4 with --quick, so that
+    /// nobody else's writes are waited for; otherwise the file system of --dir as it is]
     #[arg(long, value_name = "FS")]
     pub fs: Option<String>,
     /// One more target; CMD mounts, and has {lower} {upper} {work} {merged} in it
@@ -82,6 +83,11 @@ impl Args {
     pub fn peer_2(&self) -> PathBuf {
         let cached = || self.cache.join("fuse-overlayfs-2.0.0/bin/fuse-overlayfs");
         self.fuse_overlayfs_2.clone().unwrap_or_else(cached)
+    }
+
+    /// The file system to make for the data, if any.
+    pub fn file_system(&self) -> Option<&str> {
+        self.fs.as_deref().or(self.quick.then_some("ext4"))
     }
 
     /// The Debian root, as an archive.

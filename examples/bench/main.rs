@@ -97,11 +97,12 @@ fn run(args: &Args) -> Result<bool> {
     exec::start_watching()?;
     targets::ask_versions(&mut targets);
     let root = args.root_archive();
-    let store = Store::new(&args.dir, plan.scale, root, args.fs.as_deref())?;
+    let store = Store::new(&args.dir, plan.scale, root, args.file_system())?;
     let mut run = Run::new(&plan, &works, &targets, store);
+    let on = args.file_system().map_or("", |_| " on a loop device");
     let mut report = Report {
         date: clock::utc(SystemTime::now()),
-        machine: machine(run.file_system()?),
+        machine: machine(format!("{}{on}", run.file_system()?)),
         quick: args.quick,
         seconds: 0.0,
         targets: run.probe()?,

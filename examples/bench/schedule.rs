@@ -244,7 +244,7 @@ pub fn needs(args: &Args, works: &[Work], targets: &[Target]) -> Vec<String> {
             _ => {}
         }
     }
-    let fs = args.fs.as_deref().unwrap_or_default();
+    let fs = args.file_system().unwrap_or_default();
     let uses = |volume| works.iter().any(|work| work.volume == volume);
     let tools = [
         (fs == "xfs" || uses(Volume::Xfs), "xfsprogs"),

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::data::{Scale, Set, Volume};
 use crate::exec::{self, Done};
 use crate::model::{Goal, Sample, Unit};
+use crate::native::open_dir;
 use crate::stats;
 use crate::targets::{Gauge, Mount};
 
@@ -299,13 +300,17 @@ fn difference(first: &Gauge, second: &Gauge) -> std::collections::BTreeMap<Strin
         .collect()
 }
 
-/// Writes everything out, and has the kernel forget pages, names and inodes.
+/// Writes out what the mount and its layers have in memory, and has the kernel forget pages, names and inodes. What
+/// others have still to write is left to them: it is nothing that the work will read.
 ///
 /// # Errors
 /// Where that is not allowed.
-pub fn drop_caches() -> Result<()> {
+pub fn drop_caches(session: &Session<'_>) -> Result<()> {
     exec::check()?;
-    rustix::fs::sync();
+    for path in [session.mount.read_root(), &session.mount.layers.dir] {
+        rustix::fs::syncfs(open_dir(path)?)
+            .with_context(|| format!("syncing {}", path.display()))?;
+    }
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
 }
 

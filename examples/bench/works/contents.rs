@@ -89,7 +89,7 @@ fn sequential_reads(scale: &Scale) -> Vec<Work> {
             let mut pass =
                 || read_through(&mut open_file(&path, false, direct)?, buffer.bytes(), big);
             if cold {
-                drop_caches()?;
+                drop_caches(s)?;
                 return s.once(chunks, pass);
             }
             pass()?;
@@ -189,7 +189,7 @@ fn random_reads(scale: &Scale) -> Vec<Work> {
             if !cold && !direct {
                 read_through(&mut File::open(&path)?, &mut vec![0; CHUNK], len)?;
             } else {
-                drop_caches()?;
+                drop_caches(s)?;
             }
             let file = open_file(&path, false, direct)?;
             let mut random = Random::new(len);
@@ -290,7 +290,7 @@ fn mapped_reads(scale: &Scale) -> Vec<Work> {
         move |s: &Session<'_>| {
             let path = s.reading("big");
             if cold {
-                drop_caches()?;
+                drop_caches(s)?;
                 return s.once(pages, || read_all(&path));
             }
             read_all(&path)?;

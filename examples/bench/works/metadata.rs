@@ -39,7 +39,7 @@ fn single_names() -> Vec<Work> {
         .goals(std::slice::from_ref(&warm)),
         Work::new("stat-cold", "stat, cold", Unit::Micros, Set::Micro, |s| {
             let names = names(s)?;
-            drop_caches()?;
+            drop_caches(s)?;
             s.once(names.len(), || names.stat_all())
         }),
         Work::new(
@@ -84,7 +84,7 @@ fn single_names() -> Vec<Work> {
             Set::Micro,
             |s| {
                 let names = names(s)?;
-                drop_caches()?;
+                drop_caches(s)?;
                 s.once(names.len(), || names.read_all(SIZE))
             },
         )
@@ -102,7 +102,7 @@ fn listing(dir: &'static str, entries: usize, stat: bool, cold: bool) -> Work {
             Ok(())
         };
         if cold {
-            drop_caches()?;
+            drop_caches(s)?;
             return s.once(entries as u64, listed);
         }
         // The kernel caches a listing while it reads it for the second time.

@@ -114,7 +114,7 @@ fn python(session: &Session<'_>, cold: bool) -> Result<Taken> {
         Ok(())
     };
     if cold {
-        drop_caches()?;
+        drop_caches(session)?;
         return session.program(1, command, verify);
     }
     session.warm_program(1, command, verify)

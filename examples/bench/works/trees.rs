@@ -57,7 +57,7 @@ fn reading(
     match caches {
         Caches::Warm => return session.warm_program(operations, command, verify),
         Caches::Layers => warm_layers(session)?,
-        Caches::Cold => drop_caches()?,
+        Caches::Cold => drop_caches(session)?,
     }
     session.program(operations, command, verify)
 }
