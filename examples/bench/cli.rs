@@ -54,8 +54,13 @@ pub struct Args {
     /// How long files are made and removed to see whether memory grows [default: 1 with --quick, 60 otherwise]
     #[arg(long, value_name = "SECONDS")]
     pub churn: Option<u64>,
-    /// Where data are made and removed again: a real file system
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    /// Where data are made and removed again [default: /var/tmp; /dev/shm with --quick where it has 6 GiB]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/tmp",
+        hide_default_value = true
+    )]
     pub dir: PathBuf,
     /// What is kept between runs (fuse-overlayfs 2.0.0, a Debian root)
     #[arg(long, value_name = "DIR", default_value = "/var/cache/rovl-bench")]

@@ -134,6 +134,16 @@ pub struct Layers {
     pub scratch: PathBuf,
 }
 
+/// The name of the file system that a path is on.
+///
+/// # Errors
+/// When it can't be asked.
+pub fn type_of(path: &Path) -> Result<String> {
+    let done = exec::succeed(exec::command(&["stat", "-f", "-c", "%T"]).arg(path))?;
+    let name = done.text.trim();
+    Ok(if name == "ext2/ext3" { "ext4" } else { name }.to_owned())
+}
+
 /// Everything on disk of a run. Removed when it goes out of scope.
 pub struct Store {
     base: PathBuf,
@@ -181,13 +191,7 @@ impl Store {
     /// When it can't be asked.
     pub fn base_type(&self) -> Result<String> {
         let path = self.volumes.get(&Volume::Base).unwrap_or(&self.base);
-        let done = exec::succeed(exec::command(&["stat", "-f", "-c", "%T"]).arg(path))?;
-        let name = done.text.trim();
-        Ok(if name == "ext2/ext3" {
-            "ext4".to_owned()
-        } else {
-            name.to_owned()
-        })
+        type_of(path)
     }
 
     fn volume(&mut self, volume: Volume) -> Result<PathBuf> {

@@ -99,7 +99,12 @@ fn run(args: &Args) -> Result<bool> {
     let root = args.root_archive();
     let store = Store::new(&args.dir, plan.scale, root, args.file_system())?;
     let mut run = Run::new(&plan, &works, &targets, store);
-    let on = args.file_system().map_or("", |_| " on a loop device");
+    let in_memory = data::type_of(&args.dir)? == "tmpfs";
+    let on = match (args.file_system(), in_memory) {
+        (Some(_), true) => " on a loop device in memory",
+        (Some(_), false) => " on a loop device",
+        (None, _) => "",
+    };
     let mut report = Report {
         date: clock::utc(SystemTime::now()),
         machine: machine(format!("{}{on}", run.file_system()?)),

@@ -128,12 +128,6 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 let row = report.rows.get_mut(at).context("no such row")?;
-                if round == 0 && self.plan.end.is_some_and(|end| self.begin.elapsed() > end) {
-                    for cell in &mut row.cells {
-                        cell.error = Some("not measured: the time of --quick was over".to_owned());
-                    }
-                    continue;
-                }
                 self.one_row(round, at, work, row)?;
                 self.progress(round, row);
             }
@@ -185,7 +179,16 @@ impl<'a> Run<'a> {
             if cell.error.is_some() {
                 continue;
             }
-            let deadline = Deadline::after(plan.limit + plan.churn);
+            let left = plan.end.map(|end| end.saturating_sub(self.begin.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) {
+                // What has samples from earlier rounds is good as it is.
+                if cell.samples.is_empty() {
+                    cell.error = Some("not measured: the time of --quick was over".to_owned());
+                }
+                continue;
+            }
+            let limit = plan.limit + plan.churn;
+            let deadline = Deadline::after(left.map_or(limit, |left| left.min(limit)));
             let sample = || -> Result<Sample> {
                 let mount = Mount::new(target, layers, &layers.scratch)?;
                 deadline.serves(mount.daemon);

@@ -205,12 +205,19 @@ fn verdicts(out: &mut String, report: &Report) {
 
 fn failures(out: &mut String, report: &Report) {
     for row in &report.rows {
-        for cell in row.cells.iter().filter(|c| c.error.is_some()) {
-            let why = cell.error.as_deref().unwrap_or_default();
-            line(
-                out,
-                &format!("failed: {} on {}: {why}", row.title, cell.target),
-            );
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for cell in &row.cells {
+            let Some(why) = cell.error.as_deref() else {
+                continue;
+            };
+            match reasons.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, targets)) => targets.push(&cell.target),
+                None => reasons.push((why, vec![&cell.target])),
+            }
+        }
+        for (why, targets) in reasons {
+            let text = format!("failed: {} on {}: {why}", row.title, targets.join(", "));
+            line(out, &text);
         }
     }
 }
