@@ -322,11 +322,15 @@ fn archived_trees(scale: &Scale) -> Vec<Work> {
     ]
 }
 
+/// Files of the source tree, those of git among them.
+fn files_of_tree(session: &Session<'_>) -> Result<u64> {
+    Ok(count(&session.mount.layers.merged.join("tree"))?.files)
+}
+
 /// What happens to a tree that lowers have.
 fn source_trees(scale: &Scale) -> Vec<Work> {
     let goals = [Goal::kernel(2.5), Goal::peer(0.4)];
-    let sources = scale.tree as u64;
-    let files = thousands(sources as f64);
+    let files = thousands(scale.tree as f64);
     vec![
         Work::new(
             "rm-lower",
@@ -336,7 +340,7 @@ fn source_trees(scale: &Scale) -> Vec<Work> {
             move |s| {
                 s.mount.changing("tree")?;
                 let rm = || command_in(&s.mount.root, &["rm", "-rf", "tree"]);
-                let taken = s.program(sources, rm, |done| ended(done, 0))?;
+                let taken = s.program(files_of_tree(s)?, rm, |done| ended(done, 0))?;
                 gone(&s.mount.root.join("tree"))?;
                 Ok(taken)
             },
@@ -353,7 +357,7 @@ fn source_trees(scale: &Scale) -> Vec<Work> {
                 let mut words = vec!["cp".into(), "-a".into(), "--reflink=never".into()];
                 words.extend([source.into_os_string(), "copy".into()]);
                 let cp = || command_in(&s.mount.root, &words);
-                let taken = s.program(sources, cp, |done| ended(done, 0))?;
+                let taken = s.program(files_of_tree(s)?, cp, |done| ended(done, 0))?;
                 let original = count(&s.mount.layers.merged.join("tree"))?;
                 let copy = count(&s.mount.root.join("copy"))?;
                 ensure!(
@@ -372,7 +376,7 @@ fn source_trees(scale: &Scale) -> Vec<Work> {
             move |s| {
                 s.mount.changing("tree")?;
                 let chown = || command_in(&s.mount.root, &["chown", "-R", "1234:1234", "tree"]);
-                let taken = s.program(sources, chown, |done| ended(done, 0))?;
+                let taken = s.program(files_of_tree(s)?, chown, |done| ended(done, 0))?;
                 let first = "tree/a0/b0/file0.c";
                 let owner = fs::metadata(s.mount.root.join(first))?.uid();
                 ensure!(owner == 1234, "{first} is still of {owner}");

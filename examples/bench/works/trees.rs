@@ -107,13 +107,13 @@ pub fn works(scale: &Scale) -> Vec<Work> {
                 Unit::Seconds,
                 Set::Tree,
                 move |s| {
-                    let least = native::count(&s.mount.layers.merged.join("tree"))?.bytes;
+                    let tree = native::count(&s.mount.layers.merged.join("tree"))?;
                     let command = || command_in(s.mount.read_root(), &["tar", "-cf", "-", "tree"]);
-                    reading(s, caches, entries, command, |done| {
+                    reading(s, caches, tree.files, command, |done| {
                         ended(done, 0)?;
                         ensure!(
-                            done.bytes > least,
-                            "an archive of {} bytes for {least} of files",
+                            done.bytes > tree.bytes,
+                            "an archive of {} bytes for {tree:?}",
                             done.bytes
                         );
                         Ok(())
