@@ -1,8 +1,8 @@
 //! The adapter between the kernel's FUSE requests and the overlay core.
 //!
-//! [`mount`] makes the mount and gives a descriptor; [`Session`] answers on it. The only module
-//! that knows fuser's types, so that another transport can stand beside it: `filesystem` is
-//! decode, one call into [`Overlay`], one reply.
+//! [`mount`] makes the mount and gives a descriptor; [`Session`] answers on it. `wire` is the
+//! protocol as pure code, `channel` moves its messages through `/dev/fuse`, `filesystem` is one call
+//! into [`Overlay`] and one reply for each request, and knows nothing of where it came from.
 //!
 //! # Data path
 //!
@@ -16,19 +16,22 @@
 //! Names, attributes and absence of names are cached by the kernel without end: nobody else writes
 //! to upper, and lowers don't change.
 
-mod convert;
+mod answer;
+mod channel;
 mod filesystem;
+mod ioctl;
 pub mod mount;
 mod refresh;
 mod requests;
 mod service;
+mod wire;
 
-use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::overlay::Overlay;
+use channel::{Device, Notifier};
 use service::Filesystem;
 
 /// Whether file data goes past the daemon.
@@ -78,8 +81,8 @@ pub enum SessionError {
 
 /// A mount that is being served.
 pub struct Session {
-    inner: fuser::Session<Filesystem>,
-    overlay: Arc<Overlay>,
+    device: Device,
+    filesystem: Arc<Filesystem>,
 }
 
 impl Session {
@@ -92,17 +95,16 @@ impl Session {
         fd: OwnedFd,
         options: &SessionOptions,
     ) -> Result<Session, SessionError> {
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(options.threads.max(1));
-        config.clone_fd = options.clone_fd && options.threads > 1;
-        let filesystem = Filesystem::new(Arc::clone(&overlay), options.clone());
-        let notifier = Arc::clone(&filesystem.notifier);
-        // fuser's own filter of callers is left open: the kernel applies the mount's, and fuser's
-        // would refuse what the kernel's writeback does on behalf of nobody.
-        let inner = fuser::Session::from_fd(filesystem, fd, fuser::SessionACL::All, config)
-            .map_err(SessionError::Handshake)?;
-        notifier.get_or_init(|| inner.notifier());
-        Ok(Session { inner, overlay })
+        let device = Device::new(fd);
+        let wanted = service::wanted(options);
+        let agreed = channel::shake_hands(&device, &wanted).map_err(SessionError::Handshake)?;
+        tracing::debug!(?agreed, "the kernel answers");
+        let filesystem = Filesystem::new(overlay, options.clone(), agreed);
+        filesystem
+            .notifier
+            .get_or_init(|| Notifier::new(device.clone()));
+        let filesystem = Arc::new(filesystem);
+        Ok(Session { device, filesystem })
     }
 
     /// Serves until the file system is unmounted.
@@ -110,15 +112,45 @@ impl Session {
     /// # Errors
     /// [`SessionError::Serve`].
     pub fn run(self) -> Result<(), SessionError> {
-        let served = self.inner.run().map_err(SessionError::Serve);
-        if let Err(e) = self.overlay.close() {
+        let served = self.serve().map_err(SessionError::Serve);
+        if let Err(e) = self.filesystem.overlay.close() {
             tracing::warn!("work was not emptied: {}", io::Error::from(e));
         }
         served
     }
-}
 
-/// The errno of a core error, as fuser has it.
-fn errno(e: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(e.raw_os_error())
+    /// Serves with all threads, this one among them.
+    fn serve(&self) -> io::Result<()> {
+        let threads = self.filesystem.options.threads.max(1);
+        std::thread::scope(|scope| {
+            let mut others = Vec::new();
+            for n in 1..threads {
+                let device = self.device_for_thread();
+                let builder = std::thread::Builder::new().name(format!("fuse-{n}"));
+                let serve = move || channel::serve(&device, &self.filesystem);
+                match builder.spawn_scoped(scope, serve) {
+                    Ok(thread) => others.push(thread),
+                    Err(e) => tracing::warn!("fewer threads than wanted: {e}"),
+                }
+            }
+            let mut served = channel::serve(&self.device, &self.filesystem);
+            for thread in others {
+                let ended = thread
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a serving thread panicked")));
+                served = served.and(ended);
+            }
+            served
+        })
+    }
+
+    fn device_for_thread(&self) -> Device {
+        if !self.filesystem.options.clone_fd {
+            return self.device.clone();
+        }
+        self.device.try_clone().unwrap_or_else(|e| {
+            tracing::debug!("threads share a descriptor: {e}");
+            self.device.clone()
+        })
+    }
 }
