@@ -31,6 +31,7 @@ mod create;
 mod descent;
 mod fds;
 mod file;
+mod flags;
 mod ids;
 mod index;
 mod inos;
@@ -56,7 +57,7 @@ mod work;
 mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
-pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, XattrPermissions, Xino};
+pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, Uuid, XattrPermissions, Xino};
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};

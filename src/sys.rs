@@ -11,6 +11,7 @@
 mod call;
 pub mod dir;
 pub mod fs;
+pub mod fsxattr;
 pub mod fuse;
 pub mod handle;
 pub mod mount;

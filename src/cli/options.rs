@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::fuse::Passthrough;
-use crate::overlay::{IdMap, RedirectDir, Xino};
+use crate::overlay::{IdMap, RedirectDir, Uuid, Xino};
 
 pub use lists::ListError;
 use table::{Known, Setter, find};
@@ -80,7 +80,7 @@ pub struct MountOptions {
     /// `xino=`.
     pub xino: Option<Xino>,
     /// `uuid=on`: the kernel would keep a file system id in upper.
-    pub uuid_on: bool,
+    pub uuid: Option<Uuid>,
     /// `verity=on` or `verity=require`.
     pub verity: bool,
     /// `userxattr`.
@@ -152,7 +152,7 @@ impl Default for MountOptions {
             metacopy: None,
             nfs_export: None,
             xino: None,
-            uuid_on: false,
+            uuid: None,
             verity: false,
             userxattr: false,
             volatile: false,

@@ -93,6 +93,8 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config.index = options.index.unwrap_or(config.index);
     config.metacopy = options.metacopy.unwrap_or(config.metacopy);
     config.xino = options.xino.unwrap_or(config.xino);
+    config.ino32 = options.ino32;
+    config.uuid = options.uuid.unwrap_or(config.uuid);
     config.userxattr = options.userxattr.then_some(true).or(config.userxattr);
     config.volatile = options.volatile;
     config.fsync = options.fsync.unwrap_or(config.fsync);

@@ -9,8 +9,8 @@ use super::answer::Answer;
 use super::refresh::REFRESH_XATTR;
 use super::service::{Done, Filesystem, STAT_XATTR, caller, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
-use super::wire::request::{CopyIn, Header, Op, SetAttrIn};
-use crate::overlay::{ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow};
+use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
+use crate::overlay::{Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow};
 use crate::sys::xattr::SetFlags;
 
 impl Filesystem {
@@ -114,6 +114,9 @@ impl Filesystem {
     }
 
     fn setattr(&self, head: &Header, set: &SetAttrIn, out: &mut Out<'_>) -> Done {
+        if set.nothing {
+            return self.drop_set_ids(head, out);
+        }
         let chown = set.uid.is_some() || set.gid.is_some();
         // For a new size the flag means that the caller lacks CAP_FSETID. With a new owner it comes
         // for everybody: set-user-id goes whoever asks, set-group-id without the right to execute
@@ -132,6 +135,28 @@ impl Filesystem {
             keep_mtime: self.options.writeback,
         };
         self.attr(out, self.overlay.setattr(head.node, &set, unprivileged))
+    }
+
+    /// A SETATTR of nothing comes before a write by somebody without CAP_FSETID to a file with
+    /// set-id bits (fs/fuse/dir.c, `fuse_setattr`, leaves `ATTR_KILL_SUID` to us). The write will
+    /// say the same, but its answer has no room for the new mode, which the kernel then doesn't
+    /// know: it would go on refusing hard links to the file. Root's comes before a write to a file
+    /// with capabilities, and says nothing of set-id bits.
+    fn drop_set_ids(&self, head: &Header, out: &mut Out<'_>) -> Done {
+        let attr = self.overlay.getattr(head.node)?;
+        let mode = u32::from(attr.perm);
+        let mut kept = mode & !0o4000;
+        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(head, attr.gid)) {
+            kept &= !0o2000;
+        }
+        if kept == mode || attr.kind != Kind::File || head.uid == 0 {
+            return self.attr(out, Ok(attr));
+        }
+        let set = SetAttr {
+            perm: Some(kept),
+            ..SetAttr::default()
+        };
+        self.attr(out, self.overlay.setattr(head.node, &set, None))
     }
 
     fn readlink(&self, node: u64, out: &mut Out<'_>) -> Done {
@@ -308,6 +333,11 @@ impl Filesystem {
             return Err(Errno::OPNOTSUPP);
         }
         self.overlay.removexattr(node, name)
+    }
+
+    fn ioctl(&self, node: u64, request: &IoctlIn<'_>, out: &mut Out<'_>) -> Done {
+        let data = super::ioctl::answer(&self.overlay, node, request.command, request.data)?;
+        fits(reply::ioctl(out, &data, request.out_size))
     }
 
     fn fallocate(&self, head: &Header, (offset, length): (u64, u64), mode: u32) -> Done {

@@ -1,62 +1,34 @@
-//! IOCTL: the flags and extended attributes of inodes (`chattr`, project ids).
-//!
-//! Only these come here with their data: the kernel sends restricted ioctls alone, and does the
-//! copying by the size that the command's number tells (fs/fuse/ioctl.c, `fuse_priv_ioctl`).
+//! The ioctls that the kernel's FUSE client sends by itself, for chattr(1), lsattr(1) and project ids
+//! (`fuse_fileattr_get` and `fuse_fileattr_set` in fs/fuse/ioctl.c).
 
 use rustix::io::Errno;
 
-use super::service::Filesystem;
-use super::wire::reply::{self, Out};
-use super::wire::request::IoctlIn;
+use crate::overlay::Overlay;
+use crate::sys::fsxattr::{FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR};
 
-/// `FS_IOC_GETFLAGS` and the others of include/uapi/linux/fs.h, as 64-bit programs have them; the
-/// kernel turns those of 32-bit programs into these.
-const GETFLAGS: u32 = 0x8008_6601;
-const SETFLAGS: u32 = 0x4008_6602;
-const FSGETXATTR: u32 = 0x801c_581f;
-const FSSETXATTR: u32 = 0x401c_5820;
+/// `_IOR('f', 1, long)` and `_IOW('f', 2, long)`; what is passed is an int all the same.
+const FS_IOC_GETFLAGS: u32 = 2 << 30 | LONG << 16 | (b'f' as u32) << 8 | 1;
+const FS_IOC_SETFLAGS: u32 = 1 << 30 | LONG << 16 | (b'f' as u32) << 8 | 2;
+const LONG: u32 = size_of::<libc::c_long>() as u32;
 
-/// `struct fsxattr`.
-const FSXATTR: usize = 28;
-
-/// What an ioctl asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum Command<'a> {
-    GetFlags,
-    SetFlags(u32),
-    GetFsxattr,
-    SetFsxattr(&'a [u8; FSXATTR]),
-}
-
+/// Runs one ioctl on the object `id`; gives what it returns besides 0.
+///
 /// # Errors
-/// `ENOTTY` for what is none of these, `EINVAL` for one without its data.
-fn decode<'a>(request: &IoctlIn<'a>) -> Result<Command<'a>, Errno> {
-    Ok(match request.command {
-        GETFLAGS => Command::GetFlags,
-        SETFLAGS => {
-            let flags = request.data.first_chunk().ok_or(Errno::INVAL)?;
-            Command::SetFlags(u32::from_ne_bytes(*flags))
+/// `ENOTTY` for any other ioctl, `EINVAL` for input of another size, and what the core returns.
+pub(super) fn answer(overlay: &Overlay, id: u64, cmd: u32, input: &[u8]) -> Result<Vec<u8>, Errno> {
+    match cmd {
+        FS_IOC_GETFLAGS => Ok(overlay.get_flags(id)?.to_ne_bytes().to_vec()),
+        FS_IOC_SETFLAGS => {
+            let flags = input.first_chunk().ok_or(Errno::INVAL)?;
+            overlay.set_flags(id, u32::from_ne_bytes(*flags))?;
+            Ok(Vec::new())
         }
-        FSGETXATTR => Command::GetFsxattr,
-        FSSETXATTR => Command::SetFsxattr(request.data.first_chunk().ok_or(Errno::INVAL)?),
-        _ => return Err(Errno::NOTTY),
-    })
-}
-
-impl Filesystem {
-    /// # Errors
-    /// `ENOTTY` for unknown ones, and what the layer's file system returns.
-    pub(super) fn ioctl(
-        &self,
-        _node: u64,
-        request: &IoctlIn<'_>,
-        _out: &mut Out<'_>,
-    ) -> Result<(), Errno> {
-        match decode(request)? {
-            Command::GetFlags
-            | Command::SetFlags(_)
-            | Command::GetFsxattr
-            | Command::SetFsxattr(_) => Err(Errno::NOTTY),
+        FS_IOC_FSGETXATTR => Ok(overlay.get_fsxattr(id)?.to_vec()),
+        FS_IOC_FSSETXATTR => {
+            let value = input.first_chunk().ok_or(Errno::INVAL)?;
+            overlay.set_fsxattr(id, value)?;
+            Ok(Vec::new())
         }
+        _ => Err(Errno::NOTTY),
     }
 }

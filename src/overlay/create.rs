@@ -1,5 +1,7 @@
 //! Making objects: create, mkdir, mknod, symlink, link.
 
+mod link;
+
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, rename_noreplace};
 use super::fds::FdKey;
+use super::flags::Protection;
 use super::ids::{DISK_MODE, Ids, make_stand_in, override_kind};
 use super::lookup::{Found, FoundKind};
 use super::node::{DirPart, Node};
@@ -150,6 +153,7 @@ impl Overlay {
         if parent.place.read().removed {
             return Err(Errno::NOENT);
         }
+        parent.check_adding()?;
         self.ensure_upper(&parent, CopyData::All)?;
         let _names = dir.names.write();
         if parent.place.read().removed {
@@ -205,6 +209,7 @@ impl Overlay {
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity: (dev_of(st), st.stx_ino),
+            protection: Protection::default(),
             what,
         };
         let node = self.intern(parent, name, &found)?;
@@ -487,87 +492,6 @@ impl Overlay {
             other => other,
         }
     }
-
-    /// Makes another name for a file; gives its node, with one reference taken, and attributes.
-    ///
-    /// # Errors
-    /// `EPERM` for directories, `EEXIST`, `EMLINK`, `ENOENT` for an unlinked file, and as
-    /// [`create`](Self::create).
-    pub fn link(
-        &self,
-        id: u64,
-        new_parent: u64,
-        new_name: &OsStr,
-        known_absent: bool,
-    ) -> Result<(Arc<Node>, Attr), Errno> {
-        self.check_new_name(new_name)?;
-        let node = self.node(id)?;
-        let parent = self.node(new_parent)?;
-        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        if node.dir.is_some() {
-            return Err(Errno::PERM);
-        }
-        let upper = self.upper()?;
-        self.ensure_upper(&node, CopyData::Nothing)?;
-        self.ensure_redirectable(&node)?;
-        self.ensure_upper(&parent, CopyData::All)?;
-        let _names = dir.names.write();
-        if parent.place.read().removed {
-            return Err(Errno::NOENT);
-        }
-        if !known_absent && self.resolve(&parent, new_name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        let to = self.upper_dir_fd(&parent)?;
-        node.links_change();
-        let before = self.with_object(&node, stat_at)?;
-        if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
-            self.mark_impure(&parent)?; // its number comes from an origin
-        }
-        if node.place.read().data().is_some() {
-            // Under the new name there is no data below.
-            self.set_redirect(&node, false)?;
-        }
-        let index = {
-            let place = node.place.read();
-            self.begin_nlink(&place, &before)?;
-            place.index().map(Box::from)
-        };
-        self.with_object(&node, |from, name| {
-            match link_object(from, name, to.as_fd(), new_name) {
-                Err(Errno::EXIST) => {
-                    let there = stat_opt(to.as_fd(), new_name)?;
-                    if !there.is_some_and(|st| is_whiteout(&st)) {
-                        return Err(Errno::EXIST);
-                    }
-                    let temp = upper.work.temp();
-                    let work = upper.work.dir.as_fd();
-                    link_object(from, name, work, &temp.name)?;
-                    rustix::fs::renameat(work, &temp.name, to.as_fd(), new_name)?;
-                    temp.published();
-                    Ok(())
-                }
-                other => other,
-            }
-        })?;
-        self.name_added(&parent, new_name, &node);
-        let st = self.shown_at(to.as_fd(), new_name)?;
-        let found = Found {
-            stat: st,
-            upper_ino: st.stx_ino,
-            upper_alias: true,
-            identity: (dev_of(&st), st.stx_ino),
-            what: FoundKind::Other {
-                lower: None,
-                index,
-                data: None,
-                redirect: None,
-            },
-        };
-        self.hold_as(&node, &parent, new_name, &found);
-        let attr = self.attr_from(&node, &st)?;
-        Ok((node, attr))
-    }
 }
 
 /// Is there a whiteout under the name of something that is to be made?
@@ -597,17 +521,4 @@ pub(super) fn set_owner(
         }
     }
     Ok(())
-}
-
-/// A hard link to an object given by directory and name, or by a descriptor (empty name).
-fn link_object(
-    from: BorrowedFd<'_>,
-    name: &OsStr,
-    to: BorrowedFd<'_>,
-    new_name: &OsStr,
-) -> Result<(), Errno> {
-    if name.is_empty() {
-        return sysfs::link_fd_at(from, to, new_name);
-    }
-    rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())
 }

@@ -31,9 +31,10 @@ impl Overlay {
         };
         for attempt in 0..2 {
             let same = |n: &Node| self.is_same(n, parent, name, kind, found);
-            let make = || match make_node(id, kind, parent, name, found) {
-                node if apart => node.apart(real),
-                node => node,
+            let make = || {
+                let node = make_node(id, kind, parent, name, found);
+                node.set_protection(found.protection);
+                if apart { node.apart(real) } else { node }
             };
             match self.nodes.intern(id, same, make) {
                 Interned::Node(node) => {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::attr::{dev_of, is_dir, is_file, is_whiteout, stat_opt};
 use super::descent::{Descent, Step};
+use super::flags::Protection;
 use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
 use super::listing::{Hint, Top};
 use super::node::{DataAt, LowerFile, Node};
@@ -32,6 +33,8 @@ pub(crate) struct Found {
     pub upper_alias: bool,
     /// (`st_dev`, `st_ino`) that the inode number is made from.
     pub identity: (u64, u64),
+    /// Is it immutable or append-only?
+    pub protection: Protection,
     pub what: FoundKind,
 }
 
@@ -57,6 +60,7 @@ pub(crate) struct DirMarks {
     pub opaque: bool,
     pub xattr_whiteouts: bool,
     pub redirect: Option<Redirect>,
+    pub protection: Protection,
 }
 
 /// One layer's answer for a single name.
@@ -118,7 +122,12 @@ impl Overlay {
                 }
                 Single::Object(st) => {
                     if dir.lowers().is_empty() && !self.follow_redirects {
-                        return Ok(found_dir(Some((st, DirMarks::default())), Vec::new()));
+                        let protection = self.stored_protection(fd.as_fd(), name)?;
+                        let marks = DirMarks {
+                            protection,
+                            ..DirMarks::default()
+                        };
+                        return Ok(found_dir(Some((st, marks)), Vec::new()));
                     }
                     let marks = self.dir_marks(fd.as_fd(), name)?;
                     if let Some(redirect) = &marks.redirect {
@@ -256,6 +265,8 @@ impl Overlay {
                     Ok(_) | Err(Errno::RANGE) => {}
                     Err(e) => return Err(e),
                 }
+            } else if attr == self.ns.key(OverlayKey::Protattr).to_bytes() {
+                marks.protection = self.stored_protection(fd, name)?;
             } else if attr == b"user.fuseoverlayfs.opaque" {
                 marks.opaque = true;
             } else if attr == self.ns.key(OverlayKey::Redirect).to_bytes() {
@@ -318,6 +329,7 @@ impl Overlay {
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity,
+            protection: marks.protection,
             what: FoundKind::Other {
                 lower: None,
                 index,
@@ -346,6 +358,7 @@ impl Overlay {
             upper_ino: 0,
             upper_alias: false,
             identity,
+            protection: Protection::of_lower(&st),
             what: FoundKind::Dir {
                 lowers: Vec::new(),
                 redirect: None,
@@ -366,6 +379,7 @@ impl Overlay {
         {
             (found.stat, found.upper_ino) = (upper, upper.stx_ino);
             let marks = self.index_marks(&hex)?;
+            found.protection = marks.protection;
             data = marks
                 .metacopy
                 .then(|| data.unwrap_or_else(|| lower.as_data()));
@@ -412,6 +426,10 @@ fn found_dir(
         upper_ino,
         upper_alias: upper_ino != 0,
         identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
+        protection: match upper_ino {
+            0 => Protection::of_lower(&stat),
+            _ => marks.protection,
+        },
         what: FoundKind::Dir {
             lowers: lowers.into_iter().map(|(d, _)| d).collect(),
             redirect: marks.redirect,

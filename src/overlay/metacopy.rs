@@ -13,6 +13,7 @@ use super::copy_up::{CopyData, copy_data, set_times};
 use super::descent::Descent;
 use super::fds::FdKey;
 use super::file::open_for;
+use super::flags::Protection;
 use super::layer::open_names;
 use super::lookup::Single;
 use super::node::{DataAt, LowerFile, Node, Place};
@@ -34,6 +35,8 @@ pub(crate) struct FileMarks {
     pub metacopy: bool,
     /// Where, if not under the same name.
     pub redirect: Option<Redirect>,
+    /// Is it immutable or append-only?
+    pub protection: Protection,
 }
 
 impl LowerFile {
@@ -59,6 +62,8 @@ impl Overlay {
                 marks.origin = self.origin_of(fd, name)?;
             } else if key == self.ns.key(OverlayKey::Metacopy).to_bytes() {
                 self.add_metacopy(fd, name, &mut marks)?;
+            } else if key == self.ns.key(OverlayKey::Protattr).to_bytes() {
+                marks.protection = self.stored_protection(fd, name)?;
             }
         }
         Ok(marks)
@@ -98,7 +103,7 @@ impl Overlay {
     /// The marks on an entry of the index.
     pub(crate) fn index_marks(&self, hex: &str) -> Result<FileMarks, Errno> {
         let index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
-        self.metacopy_marks(index.as_fd(), hex.as_ref())
+        self.file_marks(index.as_fd(), hex.as_ref())
     }
 
     /// The parsed `overlay.origin` of an upper object.

@@ -118,6 +118,12 @@ impl Overlay {
                 return Ok(attr);
             }
         }
+        // Times: those of cached writes to a file that is append-only.
+        let times_only =
+            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        if node.protection().immutable || !times_only {
+            node.check_changeable()?;
+        }
         let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {

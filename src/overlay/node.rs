@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use super::attr::Kind;
 use super::fds::PinPlace;
+use super::flags::Protection;
 use super::layer::{AufsFlag, LowerDir};
 use crate::format::redirect::Redirect;
 
@@ -190,6 +191,8 @@ pub struct Node {
     pub(crate) kind: Kind,
     /// One name of a lower hard link that copy-up breaks: see [`Overlay::is_apart`](super::Overlay::is_apart).
     pub(crate) apart: bool,
+    /// Is it immutable or append-only? Bits of [`Protection`].
+    protection: AtomicU8,
     /// `st_ino`.
     ino: AtomicU64,
     /// References: the kernel's lookups, and one for each node whose parent this is.
@@ -208,6 +211,7 @@ impl Node {
             id,
             kind,
             apart: false,
+            protection: AtomicU8::new(0),
             ino: AtomicU64::new(id),
             refs: AtomicU64::new(0),
             links_changed: AtomicU32::new(0),
@@ -222,6 +226,14 @@ impl Node {
         self.apart = true;
         self.ino = AtomicU64::new(ino);
         self
+    }
+
+    pub(crate) fn protection(&self) -> Protection {
+        Protection::from_bits(self.protection.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_protection(&self, protection: Protection) {
+        self.protection.store(protection.bits(), Ordering::Release);
     }
 
     pub(crate) fn ino(&self) -> u64 {

@@ -17,7 +17,7 @@ use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
 use super::validate::Validated;
 use super::work::Work;
-use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper};
+use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper, Uuid, Xino};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
 use crate::sys::handle::{fs_uuid, name_to_handle_at, open_by_handle_at};
@@ -138,11 +138,23 @@ impl Overlay {
             need_trusted(&mut config, ns, upper)?;
         }
         let merged = lowers.len();
-        let lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
+        let mut lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
+        if config.uuid == Uuid::Off {
+            let layers = lowers.layers.iter_mut();
+            layers.for_each(|layer| layer.uuid = Default::default());
+        }
+        if config.xino == Xino::On && systems.devs.len() > 1 && !systems.narrow {
+            tracing::warn!(
+                "xino=on: large inode numbers get others, which last as long as the mount"
+            );
+        }
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
             config.metacopy &= upper_xattrs;
             prepare_work(&config, upper)?;
+            if config.uuid == Uuid::On && upper_xattrs {
+                give_uuid(upper, ns).map_err(io("identify", &upper.layer.path))?;
+            }
         }
         let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
         let top = upper.as_ref().map(|u| &u.layer);
@@ -155,7 +167,7 @@ impl Overlay {
         let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
         let root_dirs = root_stack(&lowers, upper.as_ref(), ns)?;
         let root_ino = root_number(&lowers, upper.as_ref(), &root_dirs)?;
-        let inos = InoMap::new(systems.devs, systems.narrow);
+        let inos = InoMap::new(systems.devs, systems.narrow, config.ino32);
         let root = make_root(upper.as_ref(), root_dirs)?;
         let overlay = Overlay {
             ns,
@@ -389,6 +401,24 @@ fn prepare_work(config: &Config, upper: &mut Upper) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+/// Gives the overlay an identity of its own, if it has none.
+fn give_uuid(upper: &Upper, ns: Namespace) -> Result<(), Errno> {
+    let (root, here, key) = (
+        upper.layer.root.as_fd(),
+        OsStr::new(""),
+        ns.key(OverlayKey::Uuid),
+    );
+    let mut uuid = [0u8; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+    // Version 4, as the kernel's `uuid_gen`.
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    match xattr::set_at(root, here, key, &uuid, SetFlags::Create) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
 }
 
 /// The lower directories that the root merges: all of them, up to an opaque one.

@@ -40,6 +40,7 @@ impl Overlay {
         let upper = self.upper()?;
         let parent = self.node(parent)?;
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        parent.check_changeable()?;
         if !parent.place.read().has_upper() {
             // Something must be there before the directory is copied up for it.
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
@@ -54,6 +55,9 @@ impl Overlay {
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
             if is_dir(&found.stat) {
                 return Err(Errno::ISDIR);
+            }
+            if found.protection.any() {
+                return Err(Errno::PERM);
             }
             self.unlink_found(upper, &parent, name, &found)?
         };
@@ -340,6 +344,8 @@ impl Overlay {
         if child.kind != Kind::Dir {
             return Err(Errno::NOTDIR);
         }
+        parent.check_changeable()?;
+        child.check_changeable()?;
         self.ensure_upper(parent, CopyData::All)?;
         let _locked = lock_names(&[parent, child]);
         let found = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;

@@ -5,25 +5,23 @@
 //! call that moves it, so that no crash leaves half a rename.
 
 mod plan;
+mod redirect;
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{Kind, dev_of, is_dir, is_whiteout, stat_at, stat_opt};
+use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
 use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
-use super::node::{DataAt, Node, Place};
+use super::node::{Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
-use super::{Moves, Overlay, ROOT_ID, Upper};
-use crate::format::keys::OverlayKey;
-use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
+use super::{Moves, Overlay, Upper};
 use crate::format::whiteout::whiteout_name;
-use crate::sys::xattr::{self, SetFlags};
 use plan::{Mark, Plan, Side, Slot, Step, plan_rename};
 
 /// What to do with an existing target.
@@ -94,7 +92,7 @@ impl Overlay {
         target: Option<&Arc<Node>>,
         mode: RenameMode,
     ) -> Result<Vec<Arc<Node>>, Errno> {
-        self.check_rename(source, target, new_parent, mode)?;
+        self.check_rename(source, target, [parent, new_parent], mode)?;
         if target.is_some_and(|t| t.id == source.id) {
             return Ok(Vec::new()); // two names of one object: nothing happens
         }
@@ -128,7 +126,7 @@ impl Overlay {
         &self,
         source: &Arc<Node>,
         target: Option<&Arc<Node>>,
-        new_parent: &Arc<Node>,
+        [parent, new_parent]: [&Arc<Node>; 2],
         mode: RenameMode,
     ) -> Result<(), Errno> {
         match (mode, target) {
@@ -140,6 +138,15 @@ impl Overlay {
                 _ => {}
             },
             _ => {}
+        }
+        source.check_changeable()?;
+        parent.check_changeable()?;
+        match target {
+            Some(target) => {
+                target.check_changeable()?;
+                new_parent.check_changeable()?;
+            }
+            None => new_parent.check_adding()?,
         }
         let mut at = Some(Arc::clone(new_parent));
         while let Some(dir) = at {
@@ -443,85 +450,6 @@ impl Overlay {
         }
     }
 
-    /// Says on an object of upper where its lower part is (`ovl_set_redirect`). `same_dir`: it is
-    /// about to get another name in its directory, nothing else.
-    pub(crate) fn set_redirect(&self, node: &Arc<Node>, same_dir: bool) -> Result<(), Errno> {
-        let known = own_redirect(node);
-        // Another name of a file may be in another directory.
-        let relative = same_dir && (node.dir.is_some() || !self.has_links(node)?);
-        match &known {
-            Some(Redirect::Absolute(_)) => return Ok(()),
-            Some(Redirect::Relative(_)) if relative => return Ok(()),
-            _ => {}
-        }
-        let redirect = if relative {
-            Redirect::Relative(node.place.read().name.to_os_string())
-        } else {
-            Redirect::Absolute(self.lower_path(node, known)?)
-        };
-        let value = redirect.encode();
-        if matches!(redirect, Redirect::Absolute(_)) && value.len() > MAX_ABSOLUTE {
-            return Err(Errno::XDEV); // as the kernel: mv(1) then copies
-        }
-        let key = self.ns.key(OverlayKey::Redirect);
-        self.with_object(node, |dir, name| {
-            xattr::set_at(dir, name, key, &value, SetFlags::Any)
-        })?;
-        match &node.dir {
-            Some(part) => *part.redirect.lock() = Some(redirect),
-            None => node.place.write().extra_mut().redirect = Some(redirect),
-        }
-        Ok(())
-    }
-
-    /// Has the file, or the lower file that its data is in, several names?
-    fn has_links(&self, node: &Node) -> Result<bool, Errno> {
-        let own = self.with_object(node, stat_at)?.stx_nlink;
-        let data = node.place.read().data().cloned();
-        let below = match data {
-            Some(DataAt::Lower { dir, name }) => {
-                let fd = self.lowers.dir_fd(&self.fds, &dir)?;
-                stat_at(fd.as_fd(), &name)?.stx_nlink
-            }
-            _ => 1,
-        };
-        Ok(own > 1 || below > 1)
-    }
-
-    /// A file without its data whose lower path is too long for a redirect gets its data.
-    pub(crate) fn ensure_redirectable(&self, node: &Arc<Node>) -> Result<(), Errno> {
-        if node.kind != Kind::File || node.place.read().data().is_none() {
-            return Ok(());
-        }
-        let path = self.lower_path(node, own_redirect(node))?;
-        if Redirect::Absolute(path).encode().len() > MAX_ABSOLUTE {
-            self.ensure_upper(node, CopyData::All)?;
-        }
-        Ok(())
-    }
-
-    /// The path of an object in the merged view of the lowers alone.
-    fn lower_path(&self, node: &Arc<Node>, own: Option<Redirect>) -> Result<Vec<OsString>, Errno> {
-        let mut names: Vec<OsString> = Vec::new();
-        let mut at = Arc::clone(node);
-        let mut redirect = own;
-        while at.id != ROOT_ID {
-            match redirect {
-                Some(Redirect::Absolute(path)) => {
-                    names.extend(path.into_iter().rev());
-                    break;
-                }
-                Some(Redirect::Relative(name)) => names.push(name),
-                None => names.push(at.place.read().name.to_os_string()),
-            }
-            let parent = at.place.read().parent.clone().ok_or(Errno::STALE)?;
-            at = parent;
-            redirect = own_redirect(&at);
-        }
-        names.reverse();
-        Ok(names)
-    }
-
     /// A directory that gets an entry with an origin is impure.
     fn mark_if_origin(
         &self,
@@ -600,16 +528,5 @@ impl Overlay {
         place.removed = left == 0;
         place.upper_alias = false;
         Ok(place.parent.take())
-    }
-}
-
-/// The redirect that is stored on an object.
-fn own_redirect(node: &Node) -> Option<Redirect> {
-    match &node.dir {
-        Some(part) => part.redirect.lock().clone(),
-        None => {
-            let place = node.place.read();
-            place.extra.as_ref().and_then(|e| e.redirect.clone())
-        }
     }
 }

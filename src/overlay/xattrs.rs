@@ -87,6 +87,7 @@ impl Overlay {
         let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
         let mapped = self.ids.stored_value(name, value)?;
         let value = mapped.as_deref().unwrap_or(value);
+        node.check_changeable()?;
         self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| {
             xattr::set_at(dir, name, &key, value, flags)
@@ -102,6 +103,7 @@ impl Overlay {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<(), Errno> {
         let node = self.node(id)?;
         let key = self.stored_name(name)?.ok_or(Errno::NODATA)?;
+        node.check_changeable()?;
         if !node.place.read().has_upper() {
             self.upper()?;
             self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;

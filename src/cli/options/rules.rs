@@ -150,12 +150,10 @@ type Missing = (
 
 #[rustfmt::skip]
 const MISSING: &[Missing] = &[
-    (|o| o.ino32, "ino32_t", "inode numbers would not fit 32 bits", Weight::Changes),
     (exports, "nfs_export=on", "file handles would go stale at a remount", Weight::Changes),
     (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
     (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
     (passes_through, "passthrough=on", "file data goes through the daemon", Weight::Harmless),
-    (|o| o.uuid_on, "uuid=on", "statfs shows an id of this mount only", Weight::Harmless),
 ];
 
 /// Refuses options that are understood but not done; the harmless ones get a warning in [`Dialect::Helper`]
@@ -179,7 +177,6 @@ pub fn implemented(
             }
         }
     }
-    options.uuid_on = false;
     options.passthrough = options.passthrough.filter(|p| *p != Passthrough::On);
     Ok(())
 }

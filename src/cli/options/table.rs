@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::lists::{self, ListError};
 use super::{MountOptions, Squash};
 use crate::fuse::Passthrough;
-use crate::overlay::{RedirectDir, Xino};
+use crate::overlay::{RedirectDir, Uuid, Xino};
 
 /// What an option does.
 pub enum Setter {
@@ -295,7 +295,7 @@ const FUSE_OVERLAYFS: &[Known] = &[
         |o, on| o.static_nlink = on,
         "directories have one link",
     ),
-    switch("ino32_t", |o, on| o.ino32 = on, ""),
+    switch("ino32_t", |o, on| o.ino32 = on, "inode numbers fit 32 bits"),
     switch(
         "threaded",
         |o, on| o.threads = if on { None } else { Some(1) },
@@ -493,11 +493,12 @@ fn set_xino(options: &mut MountOptions, value: &OsStr) -> Option<()> {
 }
 
 fn set_uuid(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    options.uuid_on = match (value.as_bytes(), boolean(value)) {
-        (b"auto" | b"null", _) | (_, Some(false)) => false,
-        (_, Some(true)) => true,
+    options.uuid = Some(match (value.as_bytes(), boolean(value)) {
+        (b"auto" | b"null", _) => Uuid::Auto,
+        (_, Some(false)) => Uuid::Off,
+        (_, Some(true)) => Uuid::On,
         _ => return None,
-    };
+    });
     Some(())
 }
 

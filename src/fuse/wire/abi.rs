@@ -83,8 +83,10 @@ pub(in crate::fuse) mod fattr {
     pub const SIZE: u32 = 1 << 3;
     pub const ATIME: u32 = 1 << 4;
     pub const MTIME: u32 = 1 << 5;
+    pub const FH: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
+    pub const LOCK_OWNER: u32 = 1 << 9;
     /// The caller lacks `CAP_FSETID`.
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
@@ -95,8 +97,6 @@ pub(in crate::fuse) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(in crate::fuse) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// FSYNC: the data is enough.
 pub(in crate::fuse) const FSYNC_DATA_ONLY: u32 = 1 << 0;
-/// IOCTL: of a 32-bit program.
-pub(in crate::fuse) const IOCTL_COMPAT: u32 = 1 << 0;
 /// Extension of creating requests: supplementary groups.
 pub(in crate::fuse) const EXT_GROUPS: u32 = 32;
 /// The highest type of extension that is a number of security contexts.

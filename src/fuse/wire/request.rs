@@ -102,6 +102,8 @@ pub(in crate::fuse) struct SetAttrIn {
     pub mtime: Option<SetTime>,
     /// The caller lacks `CAP_FSETID`; comes with a size.
     pub kill_suidgid: bool,
+    /// Nothing at all is to be set, not even what can't be.
+    pub nothing: bool,
 }
 
 /// Bytes of one file to go to another.
@@ -119,8 +121,6 @@ pub(in crate::fuse) struct CopyIn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct IoctlIn<'a> {
     pub command: u32,
-    /// Of a 32-bit program.
-    pub compat: bool,
     pub data: &'a [u8],
     /// Bytes that the reply's data has to have.
     pub out_size: u32,
@@ -459,14 +459,13 @@ impl<'a> Op<'a> {
             opcode::IOCTL => {
                 let (mut fixed, mut rest) = body.split(32)?;
                 fixed.u64()?;
-                let (flags, command) = (fixed.u32()?, fixed.u32()?);
+                fixed.u32()?; // flags
+                let command = fixed.u32()?;
                 fixed.u64()?;
                 let (in_size, out_size) = (fixed.u32()?, fixed.u32()?);
                 let data = rest.bytes(in_size as usize)?;
-                let compat = flags & abi::IOCTL_COMPAT != 0;
                 Op::Ioctl(IoctlIn {
                     command,
-                    compat,
                     data,
                     out_size,
                 })
@@ -570,6 +569,7 @@ fn decode_setattr(body: Body<'_>) -> Result<SetAttrIn, Malformed> {
         atime: time(fattr::ATIME, fattr::ATIME_NOW, atime, atime_nsec)?,
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, mtime, mtime_nsec)?,
         kill_suidgid: valid & fattr::KILL_SUIDGID != 0,
+        nothing: valid & !(fattr::FH | fattr::LOCK_OWNER) == 0,
     })
 }
 

@@ -204,7 +204,6 @@ fn ioctls_bring_their_data() {
     both_ways(opcode::IOCTL, 32, &bytes, |op| {
         let expected = IoctlIn {
             command: 0x4008_6602,
-            compat: false,
             data: &0x10u32.to_ne_bytes(),
             out_size: 8,
         };
