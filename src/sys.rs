@@ -16,4 +16,5 @@ pub mod fuse;
 pub mod handle;
 pub mod mount;
 pub mod process;
+pub mod uring;
 pub mod xattr;

@@ -159,7 +159,7 @@ fn the_protocol_stays_in_the_adapter(source: &Source) -> Vec<Violation> {
     if source.module() == Some("fuse") {
         return Vec::new();
     }
-    ["fuser", "wire::", "fuse::wire", "channel::"]
+    ["fuser", "wire::", "fuse::wire", "fuse::channel"]
         .iter()
         .flat_map(|name| words(&source.code, name).map(move |at| (at, name)))
         .map(|(at, name)| source.violation(at, format!("`{name}` outside src/fuse/")))

@@ -14,10 +14,11 @@ use rustix::io::Errno;
 use super::answer::{Answer, Deferred, LATER_ROOM};
 use super::service::Filesystem;
 use super::wire::abi::{MIN_READ_BUFFER, REPLY_HEADER, REQUEST_HEADER, WRITE_FIXED};
+use super::wire::fields::{Body, Malformed};
 use super::wire::init::{Agreed, Agreement, Wanted, agree, encode_again};
 use super::wire::notify::{self, Notification};
 use super::wire::reply::{Out, header};
-use super::wire::request::{Body, Dialect, Header, Malformed, Op};
+use super::wire::request::{Dialect, Header, Op};
 
 /// One descriptor of the connection.
 #[derive(Clone)]

@@ -65,17 +65,12 @@ impl Filesystem {
                 self.overlay.sync(node, data_only)
             }
             Op::Syncfs => self.overlay.sync_all(),
-            Op::Setxattr {
-                name,
-                value,
-                flags,
-                kill_sgid,
-            } => {
-                return self.setxattr(head, (name, value), flags, kill_sgid, out);
+            Op::Setxattr { .. } | Op::Getxattr { .. } => {
+                return self.carry_out_xattr(head, op, out);
             }
-            Op::Getxattr { name, size } => return self.getxattr(head, name, size, out),
-            Op::Listxattr { size } => self.listxattr(head, size, out),
-            Op::Removexattr { name } => self.removexattr(node, name),
+            Op::Listxattr { .. } | Op::Removexattr { .. } => {
+                return self.carry_out_xattr(head, op, out);
+            }
             Op::Readdir { offset, size } => return self.readdir(node, offset, size, out),
             Op::Readdirplus { offset, size } => return self.readdirplus(node, offset, size, out),
             Op::Ioctl(request) => self.ioctl(node, &request, out),
@@ -92,6 +87,21 @@ impl Filesystem {
             Op::Init(_) => Err(Errno::PROTO),
         };
         done.into()
+    }
+
+    fn carry_out_xattr(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
+        match op {
+            Op::Setxattr {
+                name,
+                value,
+                flags,
+                kill_sgid,
+            } => self.setxattr(head, (name, value), flags, kill_sgid, out),
+            Op::Getxattr { name, size } => self.getxattr(head, name, size, out),
+            Op::Listxattr { size } => self.listxattr(head, size, out).into(),
+            Op::Removexattr { name } => self.removexattr(head.node, name).into(),
+            _ => Answer::Error(Errno::NOSYS),
+        }
     }
 
     fn lookup(&self, parent: u64, name: &OsStr, out: &mut Out<'_>) -> Done {

@@ -12,9 +12,10 @@ use super::answer::Answer;
 use super::channel::Notifier;
 use super::requests::{Request, RequestCounts};
 use super::wire::abi::init;
+use super::wire::fields::Body;
 use super::wire::init::{Agreed, Wanted};
 use super::wire::reply::{self, Out};
-use super::wire::request::{Body, Dialect, Header, Op};
+use super::wire::request::{Dialect, Header, Op};
 use crate::overlay::{Attr, Caller, NewNode, Node, Overlay, Unprivileged};
 use crate::sys::xattr::SetFlags;
 

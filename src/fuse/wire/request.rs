@@ -1,31 +1,15 @@
 //! Requests: bytes in, values out. Names and data are borrowed from the buffer.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 use super::abi::{
-    self, EXT_GROUPS, FSYNC_DATA_ONLY, MAX_SECURITY_CONTEXTS, REQUEST_HEADER,
-    SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr, opcode,
+    self, FSYNC_DATA_ONLY, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr,
+    opcode,
 };
+use super::extension;
+use super::fields::{Body, Fields, Malformed};
 use super::init::InitIn;
 use crate::overlay::{SetTime, Timestamp};
-
-/// Why bytes are no request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::fuse) enum Malformed {
-    /// Shorter than what the operation needs, or than its header says.
-    #[error("a request is too short")]
-    Short,
-    /// A name without its end.
-    #[error("a name without a NUL")]
-    Name,
-    /// Nanoseconds outside of a second.
-    #[error("a time with more than a second of nanoseconds")]
-    Time,
-    /// Extensions that contradict their sizes.
-    #[error("extensions that can't be understood")]
-    Extension,
-}
 
 /// What every request has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,26 +53,6 @@ impl Header {
 pub(in crate::fuse) struct Dialect {
     /// SETXATTR has flags of its own.
     pub setxattr_ext: bool,
-}
-
-/// What follows the header.
-#[derive(Clone, Copy)]
-pub(in crate::fuse) enum Body<'a> {
-    /// The fixed part and the rest one after the other, as the device gives them.
-    Whole(&'a [u8]),
-    /// Apart, as io_uring gives them.
-    Split { fixed: &'a [u8], rest: &'a [u8] },
-}
-
-impl<'a> Body<'a> {
-    /// The fixed part, of `size` bytes, and the rest.
-    fn split(self, size: usize) -> Result<(Fields<'a>, Fields<'a>), Malformed> {
-        let (fixed, rest) = match self {
-            Body::Whole(bytes) => bytes.split_at_checked(size).ok_or(Malformed::Short)?,
-            Body::Split { fixed, rest } => (fixed.get(..size).ok_or(Malformed::Short)?, rest),
-        };
-        Ok((Fields(fixed), Fields(rest)))
-    }
 }
 
 /// A change of attributes.
@@ -287,11 +251,11 @@ impl<'a> Op<'a> {
             | opcode::READDIRPLUS
             | opcode::FSYNC
             | opcode::FSYNCDIR
-            | opcode::FALLOCATE
-            | opcode::LSEEK
+            | opcode::LSEEK => Op::decode_contents(header, body),
+            opcode::FALLOCATE
             | opcode::COPY_FILE_RANGE
             | opcode::COPY_FILE_RANGE_64
-            | opcode::IOCTL => Op::decode_contents(header, body),
+            | opcode::IOCTL => Op::decode_ranges(header, body),
             _ => Op::decode_plain(header, body),
         }
     }
@@ -305,7 +269,7 @@ impl<'a> Op<'a> {
             opcode::RMDIR => Op::Rmdir { name },
             _ => {
                 let target = rest.name()?;
-                check_extensions(header, rest)?;
+                extension::check(header, rest)?;
                 Op::Symlink { name, target }
             }
         })
@@ -317,7 +281,7 @@ impl<'a> Op<'a> {
                 let (mut fixed, mut rest) = body.split(16)?;
                 let (mode, rdev, umask) = (fixed.u32()?, fixed.u32()?, fixed.u32()?);
                 let name = rest.name()?;
-                check_extensions(header, rest)?;
+                extension::check(header, rest)?;
                 Op::Mknod {
                     name,
                     mode,
@@ -329,7 +293,7 @@ impl<'a> Op<'a> {
                 let (mut fixed, mut rest) = body.split(8)?;
                 let (mode, umask) = (fixed.u32()?, fixed.u32()?);
                 let name = rest.name()?;
-                check_extensions(header, rest)?;
+                extension::check(header, rest)?;
                 Op::Mkdir { name, mode, umask }
             }
             opcode::CREATE | opcode::TMPFILE => {
@@ -337,7 +301,7 @@ impl<'a> Op<'a> {
                 fixed.u32()?;
                 let (mode, umask) = (fixed.u32()?, fixed.u32()?);
                 rest.name()?;
-                check_extensions(header, rest)?;
+                extension::check(header, rest)?;
                 match header.opcode {
                     opcode::TMPFILE => Op::Tmpfile { mode, umask },
                     _ => Op::Create,
@@ -440,6 +404,17 @@ impl<'a> Op<'a> {
                     _ => Op::Fsyncdir { data_only },
                 }
             }
+            _ => {
+                let (mut fixed, _) = body.split(24)?;
+                fixed.u64()?;
+                let (offset, whence) = (fixed.u64()?, fixed.u32()?);
+                Op::Lseek { offset, whence }
+            }
+        })
+    }
+
+    fn decode_ranges(header: &Header, body: Body<'a>) -> Result<Op<'a>, Malformed> {
+        Ok(match header.opcode {
             opcode::FALLOCATE => {
                 let (mut fixed, _) = body.split(32)?;
                 fixed.u64()?;
@@ -449,12 +424,6 @@ impl<'a> Op<'a> {
                     length,
                     mode,
                 }
-            }
-            opcode::LSEEK => {
-                let (mut fixed, _) = body.split(24)?;
-                fixed.u64()?;
-                let (offset, whence) = (fixed.u64()?, fixed.u32()?);
-                Op::Lseek { offset, whence }
             }
             opcode::IOCTL => {
                 let (mut fixed, mut rest) = body.split(32)?;
@@ -571,96 +540,6 @@ fn decode_setattr(body: Body<'_>) -> Result<SetAttrIn, Malformed> {
         kill_suidgid: valid & fattr::KILL_SUIDGID != 0,
         nothing: valid & !(fattr::FH | fattr::LOCK_OWNER) == 0,
     })
-}
-
-/// The supplementary groups in the extensions of a creating request (`FUSE_CREATE_SUPP_GROUP`: at
-/// most the directory's own), empty if there are none.
-///
-/// # Errors
-/// [`Malformed::Extension`].
-pub(in crate::fuse) fn groups(extensions: &[u8]) -> Result<Groups<'_>, Malformed> {
-    let mut rest = extensions;
-    let mut found = Groups(&[]);
-    while !rest.is_empty() {
-        let mut fields = Fields(rest);
-        let (size, kind) = (fields.u32(), fields.u32());
-        let (Ok(size), Ok(kind)) = (size, kind) else {
-            return Err(Malformed::Extension);
-        };
-        let size = size as usize;
-        let record = rest.get(8..size).ok_or(Malformed::Extension)?;
-        if kind == EXT_GROUPS {
-            let mut fields = Fields(record);
-            let count = fields.u32().map_err(|_| Malformed::Extension)? as usize;
-            let length = count.checked_mul(4).ok_or(Malformed::Extension)?;
-            let groups = fields.bytes(length).map_err(|_| Malformed::Extension)?;
-            found = Groups(groups);
-        } else if kind > MAX_SECURITY_CONTEXTS {
-            return Err(Malformed::Extension);
-        }
-        let next = size.checked_next_multiple_of(8);
-        rest = next.and_then(|n| rest.get(n..)).unwrap_or_default();
-    }
-    Ok(found)
-}
-
-/// Group ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fuse) struct Groups<'a>(&'a [u8]);
-
-impl Iterator for Groups<'_> {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        let mut fields = Fields(self.0);
-        let gid = fields.u32().ok()?;
-        self.0 = fields.0;
-        Some(gid)
-    }
-}
-
-/// What follows the names must hold the extensions that the header tells of.
-fn check_extensions(header: &Header, rest: Fields<'_>) -> Result<(), Malformed> {
-    let start = rest.0.len().checked_sub(header.extensions);
-    let extensions = start.and_then(|n| rest.0.get(n..));
-    groups(extensions.ok_or(Malformed::Extension)?).map(drop)
-}
-
-/// Reads fields one after the other.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(Malformed::Short)?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn u16(&mut self) -> Result<u16, Malformed> {
-        self.array().map(u16::from_ne_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, Malformed> {
-        self.array().map(u32::from_ne_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_ne_bytes)
-    }
-
-    fn bytes(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(Malformed::Short)?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    /// Up to a NUL, which is taken too.
-    fn name(&mut self) -> Result<&'a OsStr, Malformed> {
-        let end = self.0.iter().position(|b| *b == 0).ok_or(Malformed::Name)?;
-        let name = self.bytes(end)?;
-        self.bytes(1)?;
-        Ok(OsStr::from_bytes(name))
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 use proptest::prelude::*;
 
+use std::os::unix::ffi::OsStrExt;
+
+use super::super::abi::EXT_GROUPS;
+use super::super::extension::groups;
 use super::*;
 
 fn words(numbers: &[u32]) -> Vec<u8> {
