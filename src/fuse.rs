@@ -24,6 +24,7 @@ pub mod mount;
 mod refresh;
 mod requests;
 mod service;
+mod uring;
 mod wire;
 
 use std::io;
@@ -33,6 +34,8 @@ use std::sync::Arc;
 use crate::overlay::Overlay;
 use channel::{Device, Notifier};
 use service::Filesystem;
+use wire::abi::init::OVER_IO_URING;
+use wire::init::InitIn;
 
 /// Whether file data goes past the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,18 @@ pub enum Passthrough {
     /// Wherever it can be done.
     On,
     /// Where it pays.
+    Auto,
+}
+
+/// Whether requests come over io_uring, which needs Linux 6.14 and
+/// `/sys/module/fuse/parameters/enable_uring`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoUring {
+    /// Never.
+    Off,
+    /// Or else through the device, with a warning.
+    On,
+    /// Where the kernel offers it and it can be had, else through the device.
     Auto,
 }
 
@@ -58,6 +73,8 @@ pub struct SessionOptions {
     pub writeback: bool,
     /// Whether file data goes past the daemon.
     pub passthrough: Passthrough,
+    /// Whether requests come over io_uring.
+    pub io_uring: IoUring,
     /// Largest write, in bytes.
     pub max_write: u32,
     /// Nothing can be changed.
@@ -83,6 +100,8 @@ pub enum SessionError {
 pub struct Session {
     device: Device,
     filesystem: Arc<Filesystem>,
+    /// Empty: requests come through the device alone.
+    workers: Vec<uring::Worker>,
 }
 
 impl Session {
@@ -96,15 +115,27 @@ impl Session {
         options: &SessionOptions,
     ) -> Result<Session, SessionError> {
         let device = Device::new(fd);
-        let wanted = service::wanted(options);
-        let agreed = channel::shake_hands(&device, &wanted).map_err(SessionError::Handshake)?;
+        let mut workers = Vec::new();
+        let wanted = |kernel: &InitIn| {
+            let mut wanted = service::wanted(options);
+            workers = ring_workers(options, kernel, wanted.payload());
+            if !workers.is_empty() {
+                wanted.flags |= OVER_IO_URING;
+            }
+            wanted
+        };
+        let agreed = channel::shake_hands(&device, wanted).map_err(SessionError::Handshake)?;
         tracing::debug!(?agreed, "the kernel answers");
         let filesystem = Filesystem::new(overlay, options.clone(), agreed);
         filesystem
             .notifier
             .get_or_init(|| Notifier::new(device.clone()));
         let filesystem = Arc::new(filesystem);
-        Ok(Session { device, filesystem })
+        Ok(Session {
+            device,
+            filesystem,
+            workers,
+        })
     }
 
     /// Serves until the file system is unmounted.
@@ -112,45 +143,79 @@ impl Session {
     /// # Errors
     /// [`SessionError::Serve`].
     pub fn run(self) -> Result<(), SessionError> {
-        let served = self.serve().map_err(SessionError::Serve);
-        if let Err(e) = self.filesystem.overlay.close() {
+        let filesystem = self.filesystem;
+        let served = serve(&self.device, &filesystem, self.workers).map_err(SessionError::Serve);
+        if let Err(e) = filesystem.overlay.close() {
             tracing::warn!("work was not emptied: {}", io::Error::from(e));
         }
         served
     }
+}
 
-    /// Serves with all threads, this one among them.
-    fn serve(&self) -> io::Result<()> {
-        let threads = self.filesystem.options.threads.max(1);
-        std::thread::scope(|scope| {
-            let mut others = Vec::new();
-            for n in 1..threads {
-                let device = self.device_for_thread();
-                let builder = std::thread::Builder::new().name(format!("fuse-{n}"));
-                let serve = move || channel::serve(&device, &self.filesystem);
-                match builder.spawn_scoped(scope, serve) {
-                    Ok(thread) => others.push(thread),
-                    Err(e) => tracing::warn!("fewer threads than wanted: {e}"),
-                }
+/// Serves with all threads, this one among them.
+fn serve(
+    device: &Device,
+    filesystem: &Arc<Filesystem>,
+    workers: Vec<uring::Worker>,
+) -> io::Result<()> {
+    let threads = filesystem.options.threads.max(1);
+    std::thread::scope(|scope| {
+        let mut others = Vec::new();
+        let mut start = |name: String, serve: Box<dyn FnOnce() -> io::Result<()> + Send>| {
+            let spawned = std::thread::Builder::new().name(name);
+            spawned
+                .spawn_scoped(scope, serve)
+                .map(|thread| others.push(thread))
+        };
+        for (n, worker) in workers.into_iter().enumerate() {
+            let serve = move || worker.serve(device, filesystem);
+            if let Err(e) = start(format!("ring-{n}"), Box::new(serve)) {
+                tracing::warn!("no io_uring: {e}");
+                uring::refuse(device)?;
+                break;
             }
-            let mut served = channel::serve(&self.device, &self.filesystem);
-            for thread in others {
-                let ended = thread
-                    .join()
-                    .unwrap_or_else(|_| Err(io::Error::other("a serving thread panicked")));
-                served = served.and(ended);
-            }
-            served
-        })
-    }
-
-    fn device_for_thread(&self) -> Device {
-        if !self.filesystem.options.clone_fd {
-            return self.device.clone();
         }
-        self.device.try_clone().unwrap_or_else(|e| {
-            tracing::debug!("threads share a descriptor: {e}");
-            self.device.clone()
-        })
+        for n in 1..threads {
+            let device = device_for_thread(device, filesystem);
+            let serve = move || channel::serve(&device, filesystem);
+            if let Err(e) = start(format!("fuse-{n}"), Box::new(serve)) {
+                tracing::warn!("fewer threads than wanted: {e}");
+            }
+        }
+        let mut served = channel::serve(device, filesystem);
+        for thread in others {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a serving thread panicked")));
+            served = served.and(ended);
+        }
+        served
+    })
+}
+
+fn device_for_thread(device: &Device, filesystem: &Filesystem) -> Device {
+    if !filesystem.options.clone_fd {
+        return device.clone();
     }
+    device.try_clone().unwrap_or_else(|e| {
+        tracing::debug!("threads share a descriptor: {e}");
+        device.clone()
+    })
+}
+
+/// The threads' parts of io_uring, if requests are to come that way. None: why is in the log.
+fn ring_workers(options: &SessionOptions, kernel: &InitIn, payload: usize) -> Vec<uring::Worker> {
+    let refused = match options.io_uring {
+        IoUring::Off => return Vec::new(),
+        _ if kernel.flags & OVER_IO_URING == 0 => io::Error::other("the kernel doesn't offer it"),
+        _ => match uring::workers(payload) {
+            Ok(workers) => return workers,
+            Err(e) => e,
+        },
+    };
+    match options.io_uring {
+        IoUring::On => tracing::warn!("no io_uring: {refused}"),
+        _ => tracing::debug!("no io_uring: {refused}"),
+    }
+    Vec::new()
 }

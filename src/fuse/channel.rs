@@ -15,7 +15,7 @@ use super::answer::{Answer, Deferred, LATER_ROOM};
 use super::service::Filesystem;
 use super::wire::abi::{MIN_READ_BUFFER, REPLY_HEADER, REQUEST_HEADER, WRITE_FIXED};
 use super::wire::fields::{Body, Malformed};
-use super::wire::init::{Agreed, Agreement, Wanted, agree, encode_again};
+use super::wire::init::{Agreed, Agreement, InitIn, Wanted, agree, encode_again};
 use super::wire::notify::{self, Notification};
 use super::wire::reply::{Out, header};
 use super::wire::request::{Dialect, Header, Op};
@@ -127,13 +127,16 @@ fn request_room(payload: usize) -> usize {
     (payload.max(LONGEST_XATTR) + REQUEST_HEADER + WRITE_FIXED).max(MIN_READ_BUFFER)
 }
 
-/// Answers the kernel's INIT.
+/// Answers the kernel's INIT, with what is wanted of such a kernel.
 ///
 /// # Errors
 /// `EPROTO` when there is no common language, `ENODEV` when the mount is over already, and what
 /// reading returns.
-pub(super) fn shake_hands(device: &Device, wanted: &Wanted) -> io::Result<Agreed> {
-    let mut buffer = vec![0; request_room(wanted.max_write as usize)];
+pub(super) fn shake_hands(
+    device: &Device,
+    mut wanted: impl FnMut(&InitIn) -> Wanted,
+) -> io::Result<Agreed> {
+    let mut buffer = vec![0; request_room(0)];
     loop {
         let bytes = device.next(&mut buffer)?.ok_or(Errno::NODEV)?;
         let (head, body) = take_apart(bytes).map_err(|_| Errno::PROTO)?;
@@ -143,7 +146,7 @@ pub(super) fn shake_hands(device: &Device, wanted: &Wanted) -> io::Result<Agreed
         let mut room = [0; REPLY_HEADER + 64];
         let (start, rest) = room.split_at_mut(REPLY_HEADER);
         let mut out = Out::new(rest);
-        let agreed = match agree(&kernel, wanted) {
+        let agreed = match agree(&kernel, &wanted(&kernel)) {
             Agreement::Agreed(agreed) => Some(agreed),
             Agreement::Again => None,
             Agreement::TooOld => {

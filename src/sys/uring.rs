@@ -183,6 +183,7 @@ pub struct FuseRing {
     to_submit: u32,
     queue: u16,
     entries: Vec<Entry>,
+    reserved: Option<Map>,
     wake: Box<u64>,
 }
 
@@ -223,6 +224,7 @@ impl FuseRing {
             to_submit: 0,
             queue,
             entries: Vec::new(),
+            reserved: None,
             wake: Box::new(0),
         })
     }
@@ -245,13 +247,34 @@ impl FuseRing {
         .map(drop)
     }
 
+    /// Takes the memory of one entry, so that registering it can't fail for want of it.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn reserve(&mut self, payload: usize) -> Result<(), Errno> {
+        self.reserved = Some(Map::new(PAGE + payload, None)?);
+        Ok(())
+    }
+
+    /// Hands submissions over without waiting.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) returns.
+    pub fn submit(&mut self) -> Result<(), Errno> {
+        self.enter(0)
+    }
+
     /// Offers the kernel one more entry, with room for `payload` bytes, at the next wait; gives its
     /// number.
     ///
     /// # Errors
     /// `ENOMEM`, and what handing over earlier submissions returns.
     pub fn register(&mut self, device: BorrowedFd<'_>, payload: usize) -> Result<usize, Errno> {
-        let memory = Map::new(PAGE + payload, None)?;
+        let memory = match self.reserved.take_if(|map| map.size >= PAGE + payload) {
+            Some(map) => map,
+            None => Map::new(PAGE + payload, None)?,
+        };
+        let payload = memory.size - PAGE;
         let segment = |at: *mut u8, size| libc::iovec {
             iov_base: at.cast(),
             iov_len: size,

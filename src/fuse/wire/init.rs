@@ -1,6 +1,6 @@
 //! INIT: what the kernel can do, what we want, what becomes of it.
 
-use super::abi::init::{BIG_WRITES, INIT_EXT, MAX_PAGES, OVER_IO_URING};
+use super::abi::init::{BIG_WRITES, INIT_EXT, MAX_PAGES};
 use super::reply::Out;
 use super::{MAJOR, MINOR, OLDEST_MINOR};
 
@@ -26,6 +26,14 @@ pub(in crate::fuse) struct Wanted {
     pub max_background: u16,
     /// From how many of them on it holds back.
     pub congestion_threshold: u16,
+}
+
+impl Wanted {
+    /// The most that [`Agreed::payload`] can be.
+    pub(in crate::fuse) fn payload(&self) -> usize {
+        let pages = self.max_write.div_ceil(PAGE).max(u32::from(DEFAULT_PAGES));
+        (pages * PAGE) as usize
+    }
 }
 
 /// What both can and want.
@@ -120,11 +128,6 @@ impl Agreed {
             && out.u16(0) // request_timeout: none
             && out.bytes(&[0; 22])
     }
-
-    /// Whether requests may come over io_uring.
-    pub(in crate::fuse) fn over_io_uring(&self) -> bool {
-        self.has(OVER_IO_URING)
-    }
 }
 
 /// The answer to [`Agreement::Again`].
@@ -183,7 +186,7 @@ mod tests {
             BIG_WRITES | MAX_PAGES | INIT_EXT | OVER_IO_URING
         );
         assert_eq!((both.max_write, both.max_pages), (1 << 20, 256));
-        assert!(both.over_io_uring());
+        assert!(both.has(OVER_IO_URING));
         // The upper flags count only if both say that there are any.
         let old = agreed(kernel(7, 35, can & !INIT_EXT), &want);
         assert_eq!(old.flags, BIG_WRITES | MAX_PAGES);
