@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::attr::{Kind, stat_at};
 use super::fds::FdKey;
+use super::flags::Protection;
 use super::ids::{link_target, make_stand_in};
 use super::node::{DataAt, Node, Pin, Place};
 use super::work::{Temp, Work};
@@ -131,18 +132,20 @@ impl Overlay {
         }
         self.counters.copy_ups.add(1);
         let origin = self.lower_handle(node)?;
+        // Layers don't change: one look at the original is enough.
+        let st = self.with_object(node, |dir, name| self.shown_at(dir, name))?;
         let mut copied = match node.kind {
             Kind::Dir => {
                 self.check_not_removed(node)?;
-                self.build_dir(node, upper)?.into()
+                self.build_dir(node, upper, &st)?.into()
             }
             Kind::File if data == CopyData::Nothing && self.config.metacopy => {
-                self.build_metacopy(node, upper)?
+                self.build_metacopy(node, upper, &st)?
             }
-            Kind::File => self.build_file(node, upper, data)?.into(),
-            _ => self.build_special(node, upper)?.into(),
+            Kind::File => self.build_file(node, upper, &st, data)?.into(),
+            _ => self.build_special(node, upper, &st)?.into(),
         };
-        let links = self.with_object(node, |dir, name| Ok(stat_at(dir, name)?.stx_nlink))?;
+        let links = st.stx_nlink;
         let several = node.kind != Kind::Dir && links > 1;
         if let Some(origin) = &origin
             && (!several || self.config.index)
@@ -162,7 +165,8 @@ impl Overlay {
                 }
             }
         }
-        self.restore_times(node, &copied.object)?;
+        // The last touch on a copy.
+        self.with_built(&copied.object, |fd, name| set_times(fd, name, &st))?;
         self.publish(node, upper, copied)
     }
 
@@ -213,22 +217,28 @@ impl Overlay {
         }
     }
 
-    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper, st: &Statx) -> Result<Built<'a>, Errno> {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         rustix::fs::mkdirat(work, &temp.name, Mode::RWXU)?;
         self.with_object(node, |dir, name| {
-            self.copy_metadata(dir, name, work, &temp.name)
+            self.copy_metadata((dir, name), st, (work, &temp.name))
         })?;
-        Ok(Built::Named(temp, None))
+        let built = Built::Named(temp, None);
+        self.mark_protection(&built, st)?;
+        Ok(built)
     }
 
     /// Symlinks, FIFOs, sockets and devices.
-    fn build_special<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+    fn build_special<'a>(
+        &self,
+        node: &Node,
+        upper: &'a Upper,
+        st: &Statx,
+    ) -> Result<Built<'a>, Errno> {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         self.with_object(node, |dir, name| {
-            let st = self.shown_at(dir, name)?;
             let target = match node.kind {
                 Kind::Symlink => link_target(dir, name, &self.ids)?,
                 _ => Vec::new(),
@@ -244,7 +254,7 @@ impl Overlay {
                     rustix::fs::mknodat(work, &temp.name, kind, Mode::RUSR, dev)?;
                 }
             }
-            self.copy_metadata(dir, name, work, &temp.name)
+            self.copy_metadata((dir, name), st, (work, &temp.name))
         })?;
         Ok(Built::Named(temp, None))
     }
@@ -263,6 +273,7 @@ impl Overlay {
         &self,
         node: &Node,
         upper: &'a Upper,
+        st: &Statx,
         data: CopyData,
     ) -> Result<Built<'a>, Errno> {
         let elsewhere = node.place.read().data().cloned();
@@ -272,10 +283,9 @@ impl Overlay {
         };
         let here = OsStr::new("");
         let source = source.as_fd();
-        let held = stat_at(source, here)?.stx_size;
-        let size = match &elsewhere {
-            Some(_) => self.with_object(node, stat_at)?.stx_size,
-            None => held,
+        let (held, size) = match &elsewhere {
+            Some(_) => (stat_at(source, here)?.stx_size, st.stx_size),
+            None => (st.stx_size, st.stx_size),
         };
         if held < size {
             return Err(Errno::IO); // the data is not this file's
@@ -289,13 +299,16 @@ impl Overlay {
         let copied = copy_data(source, target, length, held)?;
         self.counters.copy_up_bytes.add(copied);
         match &elsewhere {
-            None => self.copy_metadata(source, here, target, here)?,
-            Some(_) => self.with_object(node, |dir, name| {
-                self.copy_metadata(dir, name, target, here)
-            })?,
-        }
-        if elsewhere.is_none() {
-            self.copy_flags(source, target)?;
+            None => {
+                self.copy_metadata((source, here), st, (target, here))?;
+                self.copy_flags(source, target)?;
+            }
+            Some(_) => {
+                self.with_object(node, |dir, name| {
+                    self.copy_metadata((dir, name), st, (target, here))
+                })?;
+                self.mark_protection(&built, st)?;
+            }
         }
         if length > 0 && !self.config.volatile {
             rustix::fs::fdatasync(target)?;
@@ -303,15 +316,21 @@ impl Overlay {
         Ok(built)
     }
 
-    /// A file with the attributes alone.
-    fn build_metacopy<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Copied<'a>, Errno> {
+    /// A file with the attributes alone. Of its flags only those that protect it are taken over: the
+    /// others are not worth opening the original for.
+    fn build_metacopy<'a>(
+        &self,
+        node: &Node,
+        upper: &'a Upper,
+        st: &Statx,
+    ) -> Result<Copied<'a>, Errno> {
         let built = self.new_file(upper)?;
         let target = built.file().ok_or(Errno::IO)?;
-        let size = self.with_object(node, |dir, name| {
-            self.copy_metadata(dir, name, target, OsStr::new(""))?;
-            Ok(stat_at(dir, name)?.stx_size)
+        self.with_object(node, |dir, name| {
+            self.copy_metadata((dir, name), st, (target, OsStr::new("")))
         })?;
-        self.mark_metacopy(target, size)?;
+        self.mark_protection(&built, st)?;
+        self.mark_metacopy(target, st.stx_size)?;
         let place = node.place.read();
         let data = match (place.data(), &place.lower) {
             (Some(at), _) => at.clone(),
@@ -327,16 +346,25 @@ impl Overlay {
         })
     }
 
+    /// Marks a copy of something that is immutable or append-only.
+    fn mark_protection(&self, built: &Built<'_>, st: &Statx) -> Result<(), Errno> {
+        let protection = Protection::of_lower(st);
+        if protection.any() {
+            self.set_mark(built, OverlayKey::Protattr, &protection.encode())?;
+        }
+        Ok(())
+    }
+
     /// Owner, mode and xattrs, in an order in which none undoes another: data before capabilities,
     /// chown before the set-id bits and capabilities that it clears, the mode before the ACL.
+    /// `st`: of the original, as the merged tree has it.
     pub(crate) fn copy_metadata(
         &self,
-        from: BorrowedFd<'_>,
-        from_name: &OsStr,
-        to: BorrowedFd<'_>,
-        to_name: &OsStr,
+        (from, from_name): (BorrowedFd<'_>, &OsStr),
+        st: &Statx,
+        (to, to_name): (BorrowedFd<'_>, &OsStr),
     ) -> Result<(), Errno> {
-        self.copy_owner_and_mode((from, from_name), (to, to_name))?;
+        self.copy_owner_and_mode(st, (to, to_name))?;
         for key in xattr::list_at(from, from_name)?.split(|b| *b == 0) {
             if key.is_empty() || self.is_layer_mark(key) || self.ids.hides(key) {
                 continue;
@@ -359,12 +387,6 @@ impl Overlay {
     /// Does this xattr belong to the layer it lies in, not to the object?
     fn is_layer_mark(&self, key: &[u8]) -> bool {
         self.ns.is_private(key) || key.starts_with(b"user.fuseoverlayfs.")
-    }
-
-    /// The last touch on a copy: the times of the original.
-    fn restore_times(&self, node: &Node, built: &Built<'_>) -> Result<(), Errno> {
-        let st = self.with_object(node, stat_at)?;
-        self.with_built(built, |fd, name| set_times(fd, name, &st))
     }
 
     /// Puts a finished copy into its place.

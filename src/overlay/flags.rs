@@ -55,7 +55,7 @@ impl Protection {
         }
     }
 
-    fn encode(self) -> Vec<u8> {
+    pub(crate) fn encode(self) -> Vec<u8> {
         let mut value = Vec::with_capacity(2);
         if self.append_only {
             value.push(b'a');

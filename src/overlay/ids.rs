@@ -496,18 +496,20 @@ impl Overlay {
         }
     }
 
-    /// Gives a copy that is being built the owner, mode and type of its original.
+    /// Gives a copy that was just made in `work` the owner, mode and type of its original.
     pub(crate) fn copy_owner_and_mode(
         &self,
-        (from, from_name): (BorrowedFd<'_>, &OsStr),
+        st: &Statx,
         (to, to_name): (BorrowedFd<'_>, &OsStr),
     ) -> Result<(), Errno> {
-        let st = self.shown_at(from, from_name)?;
         let mode = u32::from(st.stx_mode);
         let is_symlink = |mode: u32| Kind::from_mode(mode) == Some(Kind::Symlink);
         if !self.ids.in_xattrs() {
-            self.ids
-                .chown(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
+            let fresh = self.upper()?.work.fresh_owner;
+            if fresh != Some((st.stx_uid, st.stx_gid)) {
+                self.ids
+                    .chown(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
+            }
             if !is_symlink(mode) {
                 sysfs::chmod_at(to, to_name, mode & 0o7777)?;
             }
@@ -517,7 +519,7 @@ impl Overlay {
         if !is_symlink(u32::from(copy.stx_mode)) {
             sysfs::chmod_at(to, to_name, DISK_MODE)?;
         }
-        let mut new = of_statx(&st);
+        let mut new = of_statx(st);
         if is_file(&copy) {
             let kind = Kind::from_mode(mode).ok_or(Errno::IO)?;
             new.kind = override_kind(kind, (st.stx_rdev_major, st.stx_rdev_minor));

@@ -110,7 +110,10 @@ impl Overlay {
         unprivileged: Unprivileged<'_>,
     ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
-        if !node.place.read().has_upper() && self.upper.is_some() {
+        // Times: those of cached writes to a file that is append-only.
+        let times_only =
+            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        if times_only && !node.place.read().has_upper() && self.upper.is_some() {
             // The kernel's cache tells of times that it changed on its own, also of the ctime that
             // an unlink or link sets and nobody can: no reason to copy anything.
             let attr = self.attr_of(&node)?;
@@ -118,9 +121,6 @@ impl Overlay {
                 return Ok(attr);
             }
         }
-        // Times: those of cached writes to a file that is append-only.
-        let times_only =
-            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
         if node.protection().immutable || !times_only {
             node.check_changeable()?;
         }

@@ -480,7 +480,9 @@ impl Overlay {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         rustix::fs::mkdirat(work, &temp.name, rustix::fs::Mode::RWXU)?;
-        self.copy_metadata(fd.as_fd(), OsStr::new(""), work, &temp.name)?;
+        let here = OsStr::new("");
+        let shown = self.shown_at(fd.as_fd(), here)?;
+        self.copy_metadata((fd.as_fd(), here), &shown, (work, &temp.name))?;
         self.make_opaque(work, &temp.name)?;
         set_times(work, &temp.name, &before)?;
         // `temp` is the old one after this, and goes with what is in it.

@@ -20,6 +20,8 @@ pub(crate) struct Work {
     pub dir: OwnedFd,
     /// `work/index`, where hard links of lower files are kept together.
     pub index: Option<OwnedFd>,
+    /// Owner and group of what is made in `work/work`.
+    pub fresh_owner: Option<(u32, u32)>,
     /// Does the file system have `O_TMPFILE`?
     pub tmpfile: bool,
     /// Does it have `RENAME_WHITEOUT`?
@@ -72,13 +74,23 @@ impl Work {
             tmpfile: false,
             rename_whiteout: false,
             device_whiteouts: false,
+            fresh_owner: None,
             counter: AtomicU64::new(0),
             shared_whiteout: Mutex::new(None),
         };
+        work.fresh_owner = work.probe_owner()?;
         work.tmpfile = work.probe_tmpfile()?;
         work.device_whiteouts = work.probe_whiteout()?;
         work.rename_whiteout = work.device_whiteouts && work.probe_rename_whiteout()?;
         Ok(work)
+    }
+
+    fn probe_owner(&self) -> Result<Option<(u32, u32)>, Errno> {
+        let temp = self.temp();
+        let dir = self.dir.as_fd();
+        rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU)?;
+        let st = super::attr::stat_at(dir, &temp.name)?;
+        Ok(Some((st.stx_uid, st.stx_gid)))
     }
 
     fn probe_tmpfile(&self) -> Result<bool, Errno> {
