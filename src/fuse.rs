@@ -4,6 +4,25 @@
 //! protocol as pure code, `channel` moves its messages through `/dev/fuse`, `filesystem` is one call
 //! into [`Overlay`] and one reply for each request, and knows nothing of where it came from.
 //!
+//! # Why the protocol is spoken here
+//!
+//! At first the crate fuser (0.18) did it. It could not: give a node another number than its inode number;
+//! pass on by whom set-id bits are lost (`FATTR_KILL_SUIDGID`, `FUSE_SETXATTR_EXT`); decode times before 1970;
+//! keep a name longer than its attributes, or show `d_ino` beside a node, in a listing; answer TMPFILE, STATX,
+//! SYNCFS; serve over io_uring. Speed alone would not have been a reason. Microseconds per call, one client,
+//! 5 rounds taken in turns on 2 cores (Linux 6.18) that others kept busy, the least of the rounds' medians:
+//!
+//! | | fuser | here, `/dev/fuse` | here, io_uring |
+//! |---|---|---|---|
+//! | stat, timeout 0 | 34.1 | 32.4 | 34.0 |
+//! | mkdir | 189 | 174 | 75 |
+//! | create, write 4 KiB, close | 249 | 238 | 126 |
+//! | unlink | 88 | 77 | 81 |
+//!
+//! SYNCFS is answered but does not come: the kernel sends it for virtiofs alone (`fc->sync_fs`), so syncfs(2)
+//! on the mount writes what the kernel keeps back and no more. STATX comes once for each inode whose time of
+//! birth somebody asks for; its other attributes are cached as ever.
+//!
 //! # Data path
 //!
 //! Opens of files and directories are answered `ENOSYS` once; from then on the kernel opens,

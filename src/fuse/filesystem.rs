@@ -15,6 +15,10 @@ use crate::sys::xattr::SetFlags;
 
 impl Filesystem {
     /// Answers a decoded request.
+    ///
+    /// `ENOSYS` has the kernel not ask again. OPEN, OPENDIR, CREATE: see [`super`]. FLUSH: nothing is
+    /// kept back here, and the kernel writes its pages before it asks. INTERRUPT: nothing here can
+    /// be broken off.
     pub(super) fn carry_out(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
         let node = head.node;
         let done = match op {
@@ -48,8 +52,6 @@ impl Filesystem {
                 flags,
             } => self.rename((node, name), (to, new_name), flags),
             Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
-            // Nothing is kept back here, so that there is nothing to flush; the kernel writes its
-            // pages before it asks. For the others see the module `fuse`.
             Op::Open | Op::Opendir | Op::Create | Op::Flush => Err(Errno::NOSYS),
             Op::Tmpfile { mode, umask } => self.tmpfile(head, (mode, umask), out),
             Op::Read { offset, size } => self.read(node, offset, size, out),
@@ -81,7 +83,6 @@ impl Filesystem {
             } => self.fallocate(head, (offset, length), mode),
             Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
             Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
-            // With ENOSYS the kernel sends no more interrupts: nothing here can be broken off.
             Op::Interrupt | Op::Other => Err(Errno::NOSYS),
             Op::Release | Op::Releasedir | Op::Destroy => Ok(()),
             Op::Init(_) => Err(Errno::PROTO),

@@ -7,7 +7,10 @@
 //!
 //! Each thread has one entry: a thread that is busy for long, with a copy-up or an fsync, gets no second
 //! request that would wait for it. An entry is taken until its request is answered, so a thread that puts an
-//! answer off offers another one.
+//! answer off offers another one. The kernel gives a new entry what is asked from then on, and what waits
+//! already only when some entry of the queue is given back: if all threads of a queue put an answer off in the
+//! same moment, and a WRITE of the pages that they wait for came in just then, it goes on with the next
+//! request on that CPU.
 //!
 //! Invariant: once the kernel was told that requests may come this way, it holds them all back until every
 //! queue has an entry or one was refused. So everything that can fail is done before it is told.

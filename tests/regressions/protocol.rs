@@ -294,3 +294,95 @@ fn listings_and_stat_agree_where_nodes_and_numbers_differ() {
         (ino("c"), 1)
     );
 }
+
+/// Sets a kernel parameter for as long as it lives.
+struct Parameter {
+    path: &'static str,
+    before: String,
+}
+
+impl Parameter {
+    fn set(path: &'static str, value: &str) -> Parameter {
+        let before = fs::read_to_string(path).expect("a kernel with FUSE over io_uring (6.14)");
+        fs::write(path, value).unwrap();
+        Parameter { path, before }
+    }
+}
+
+impl Drop for Parameter {
+    fn drop(&mut self) {
+        fs::write(self.path, self.before.trim()).unwrap();
+    }
+}
+
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
+const FORBID_URING: &str = "/proc/sys/kernel/io_uring_disabled";
+
+fn ring_threads(mounted: &Mounted) -> usize {
+    let tasks = format!("/proc/{}/task", mounted.daemon_pid().unwrap());
+    let names = fs::read_dir(tasks).unwrap().map(|task| {
+        let comm = task.unwrap().path().join("comm");
+        fs::read_to_string(comm).unwrap_or_default()
+    });
+    names.filter(|name| name.starts_with("ring-")).count()
+}
+
+/// What every way of serving must do: many at once, big and small, and what waits for other requests.
+fn use_it(mounted: &Mounted) {
+    std::thread::scope(|scope| {
+        for thread in 0..8u8 {
+            scope.spawn(move || {
+                let dir = mounted.path(format!("dir{thread}"));
+                fs::create_dir(&dir).unwrap();
+                for n in 0..50u8 {
+                    fs::write(dir.join(format!("f{n}")), [n; 100]).unwrap();
+                }
+                let names = fs::read_dir(&dir).unwrap().count();
+                assert_eq!(names, 50);
+                let big = vec![thread; 3 << 20];
+                fs::write(dir.join("big"), &big).unwrap();
+                let mut sparse = File::create_new(dir.join("sparse")).unwrap();
+                for at in [0, 1 << 20, 5 << 20] {
+                    sparse.seek(SeekFrom::Start(at)).unwrap();
+                    sparse.write_all(&[thread; 4096]).unwrap();
+                    // The pages are still the kernel's: they have to be written first.
+                    let hole = rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Hole(at));
+                    assert_eq!(hole.unwrap(), at + 4096);
+                }
+                fs::remove_file(dir.join("f0")).unwrap();
+                assert!(fs::symlink_metadata(dir.join("f0")).is_err());
+            });
+        }
+    });
+    for thread in 0..8u8 {
+        let big = fs::read(mounted.path(format!("dir{thread}/big"))).unwrap();
+        assert!(big.len() == 3 << 20 && big.iter().all(|b| *b == thread));
+    }
+}
+
+#[test]
+fn requests_come_over_io_uring_where_the_kernel_offers_it_and_through_the_device_elsewhere() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    let mut mounted = {
+        let _enabled = Parameter::set(ENABLE_URING, "Y");
+        subject().mount(&layers, &[])
+    };
+    assert!(ring_threads(&mounted) >= 2);
+    use_it(&mounted);
+    {
+        let _enabled = Parameter::set(ENABLE_URING, "Y");
+        let _forbidden = Parameter::set(FORBID_URING, "2");
+        mounted.remount();
+    }
+    assert_eq!(ring_threads(&mounted), 0, "refused, and nobody noticed");
+    assert_eq!(fs::read(mounted.path("dir3/f7")).unwrap(), [7; 100]);
+    fs::remove_dir_all(mounted.path("dir3")).unwrap();
+    {
+        let _disabled = Parameter::set(ENABLE_URING, "N");
+        mounted.remount();
+    }
+    assert_eq!(ring_threads(&mounted), 0);
+    assert!(!mounted.path("dir3").exists());
+}
