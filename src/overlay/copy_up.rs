@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use super::attr::{Kind, stat_at};
 use super::fds::FdKey;
-use super::flags::Protection;
 use super::ids::{link_target, make_stand_in};
 use super::node::{DataAt, Node, Pin, Place};
 use super::work::{Temp, Work};
@@ -225,7 +224,7 @@ impl Overlay {
             self.copy_metadata((dir, name), st, (work, &temp.name))
         })?;
         let built = Built::Named(temp, None);
-        self.mark_protection(&built, st)?;
+        self.mark_protection(&built, node)?;
         Ok(built)
     }
 
@@ -307,7 +306,7 @@ impl Overlay {
                 self.with_object(node, |dir, name| {
                     self.copy_metadata((dir, name), st, (target, here))
                 })?;
-                self.mark_protection(&built, st)?;
+                self.mark_protection(&built, node)?;
             }
         }
         if length > 0 && !self.config.volatile {
@@ -329,7 +328,7 @@ impl Overlay {
         self.with_object(node, |dir, name| {
             self.copy_metadata((dir, name), st, (target, OsStr::new("")))
         })?;
-        self.mark_protection(&built, st)?;
+        self.mark_protection(&built, node)?;
         self.mark_metacopy(target, st.stx_size)?;
         let place = node.place.read();
         let data = match (place.data(), &place.lower) {
@@ -347,8 +346,8 @@ impl Overlay {
     }
 
     /// Marks a copy of something that is immutable or append-only.
-    fn mark_protection(&self, built: &Built<'_>, st: &Statx) -> Result<(), Errno> {
-        let protection = Protection::of_lower(st);
+    fn mark_protection(&self, built: &Built<'_>, node: &Node) -> Result<(), Errno> {
+        let protection = node.protection();
         if protection.any() {
             self.set_mark(built, OverlayKey::Protattr, &protection.encode())?;
         }
@@ -551,7 +550,11 @@ impl Overlay {
             (None, lower) => lower.as_ref().map(|l| l.dir.layer),
         };
         let Some(layer) = layer else { return Ok(None) };
-        let uuid = self.lowers.layers[usize::from(layer)].uuid;
+        let layer = &self.lowers.layers[usize::from(layer)];
+        if !layer.has_handles {
+            return Ok(None);
+        }
+        let uuid = layer.uuid;
         self.with_object(node, |dir, name| super::index::handle_at(dir, name, uuid))
     }
 }

@@ -21,7 +21,7 @@ use super::{Overlay, Upper};
 use crate::format::acl;
 use crate::format::keys::OverlayKey;
 use crate::format::override_stat::OverrideStat;
-use crate::format::whiteout::OPAQUE_MARK;
+use crate::format::whiteout::{OPAQUE_MARK, whiteout_name};
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
 
@@ -167,9 +167,18 @@ impl Overlay {
             self.create_in_work(fd.as_fd(), name, &what, (caller, mode), upper)?
         } else {
             let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
-            match self.create_direct(fd.as_fd(), name, &what, &owner, upper) {
+            let marked = matches!(what, NewNode::Dir)
+                && !upper.work.device_whiteouts
+                && has_mark(fd.as_fd(), name)?;
+            let direct = match marked {
+                true => Err(Errno::EXIST),
+                false => self.create_direct(fd.as_fd(), name, &what, &owner, upper),
+            };
+            match direct {
                 Err(Errno::EXIST) => {
-                    covers_whiteout(fd.as_fd(), name)?;
+                    if !marked {
+                        covers_whiteout(fd.as_fd(), name)?;
+                    }
                     self.create_over_whiteout(fd.as_fd(), name, &what, &owner, mode, upper)?
                 }
                 other => other?,
@@ -385,6 +394,12 @@ impl Overlay {
         match rustix::fs::renameat_with(work, &temp.name, dir, name, RenameFlags::EXCHANGE) {
             // `temp` is the whiteout now, and goes.
             Ok(()) => Ok(()),
+            // The whiteout is a `.wh.` mark, which hides nothing that the directory does not hide.
+            Err(Errno::NOENT) => {
+                rename_noreplace(work, &temp.name, dir, name)?;
+                temp.published();
+                remove_mark(dir, name)
+            }
             Err(Errno::INVAL | Errno::NOSYS) => {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
                 rename_noreplace(work, &temp.name, dir, name)?;
@@ -491,6 +506,25 @@ impl Overlay {
             Err(Errno::EXIST) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// Is there a `.wh.` mark for the name?
+fn has_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
+    match whiteout_name(name) {
+        Some(mark) => Ok(stat_opt(dir, OsStr::from_bytes(&mark))?.is_some()),
+        None => Ok(false),
+    }
+}
+
+/// Takes the `.wh.` mark for the name away, if there is one.
+pub(crate) fn remove_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    let Some(mark) = whiteout_name(name) else {
+        return Ok(());
+    };
+    match rustix::fs::unlinkat(dir, OsStr::from_bytes(&mark), AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::Overlay;
 use super::attr::Kind;
 use super::copy_up::CopyData;
+use super::layer::Layer;
 use super::node::Node;
 use crate::format::keys::OverlayKey;
 use crate::sys::fs as sysfs;
@@ -36,8 +37,12 @@ pub(crate) struct Protection {
 }
 
 impl Protection {
-    /// That of a lower object.
-    pub(crate) fn of_lower(st: &Statx) -> Protection {
+    /// That of an object of a lower.
+    pub(crate) fn of_lower(layer: &Layer, st: &Statx) -> Protection {
+        // erofs says that everything on it is immutable.
+        if !layer.has_flags {
+            return Protection::default();
+        }
         Protection {
             immutable: st.stx_attributes.contains(StatxAttributes::IMMUTABLE),
             append_only: st.stx_attributes.contains(StatxAttributes::APPEND),

@@ -22,7 +22,8 @@ use super::{Config, Overlay};
 use crate::format::FormatError;
 use crate::format::acl::{self, AclTag};
 use crate::format::override_stat::{
-    OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS, USER_FUSE_OVERLAYFS,
+    AS_ON_DISK, OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS,
+    USER_FUSE_OVERLAYFS,
 };
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
@@ -333,8 +334,12 @@ impl Ids {
 /// Owner, mode and type over what is on disk. Only a regular file stands for something else, and
 /// never for a directory, which it can't be.
 fn apply(st: &mut Statx, found: &OverrideStat) {
-    st.stx_uid = found.uid;
-    st.stx_gid = found.gid;
+    if found.uid != AS_ON_DISK {
+        st.stx_uid = found.uid;
+    }
+    if found.gid != AS_ON_DISK {
+        st.stx_gid = found.gid;
+    }
     let mut kind = u32::from(st.stx_mode) & 0o170_000;
     if let Some(stands_for) = found.kind.filter(|kind| *kind != OverrideKind::Dir)
         && is_file(st)
@@ -462,10 +467,14 @@ impl Overlay {
     ) -> Result<(), Errno> {
         let _changing = self.ids.changing.lock();
         let st = stat_at(dir, name)?;
-        let mut new = match self.ids.read(dir, name)? {
-            Some(found) => found,
-            None => of_statx(&st),
-        };
+        let on_disk = of_statx(&st);
+        let mut new = self.ids.read(dir, name)?.unwrap_or(on_disk);
+        if new.uid == AS_ON_DISK {
+            new.uid = on_disk.uid;
+        }
+        if new.gid == AS_ON_DISK {
+            new.gid = on_disk.gid;
+        }
         new.uid = uid.unwrap_or(new.uid);
         new.gid = gid.unwrap_or(new.gid);
         let is_file = is_file(&st);

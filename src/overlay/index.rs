@@ -48,7 +48,7 @@ impl Overlay {
             .lowers
             .layers
             .iter()
-            .filter(|l| l.uuid == origin.uuid)
+            .filter(|l| l.has_handles && l.uuid == origin.uuid)
             .map(|l| l.dev);
         let dev = devs.next()?;
         // Two file systems with one uuid: nobody can tell which is meant.
@@ -81,8 +81,11 @@ impl Overlay {
         let Some(index) = self.upper.as_ref().and_then(|u| u.work.index.as_ref()) else {
             return Ok(None);
         };
-        let uuid = self.lowers.layer(at).uuid;
-        let Some(handle) = handle_at(dir, name, uuid)? else {
+        let layer = self.lowers.layer(at);
+        if !layer.has_handles {
+            return Ok(None);
+        }
+        let Some(handle) = handle_at(dir, name, layer.uuid)? else {
             return Ok(None);
         };
         let hex = handle.index_name();

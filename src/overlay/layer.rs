@@ -34,6 +34,8 @@ pub(crate) struct Layer {
     pub uuid: [u8; 16],
     /// Can its objects be named by file handles?
     pub has_handles: bool,
+    /// Do its objects have inode flags? Where they don't, statx's are those of the file system.
+    pub has_flags: bool,
     /// Can they be opened by them, too? That takes privileges.
     pub opens_handles: bool,
 }

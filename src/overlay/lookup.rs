@@ -127,9 +127,11 @@ impl Overlay {
                             protection,
                             ..DirMarks::default()
                         };
-                        return Ok(found_dir(Some((st, marks)), Vec::new()));
+                        return Ok(self.found_dir(Some((st, marks)), Vec::new()));
                     }
-                    let marks = self.dir_marks(fd.as_fd(), name)?;
+                    let mut marks = self.dir_marks(fd.as_fd(), name)?;
+                    // `.wh.NAME` beside NAME hides NAME of the layers below.
+                    marks.opaque |= self.aufs_probe(fd.as_fd(), name, &dir.aufs)?;
                     if let Some(redirect) = &marks.redirect {
                         descent.redirect(redirect);
                     }
@@ -148,7 +150,7 @@ impl Overlay {
     ) -> Result<Option<Found>, Errno> {
         let mut lowers: Vec<(Arc<LowerDir>, Statx)> = Vec::new();
         if found_upper.as_ref().is_some_and(|(_, m)| m.opaque) {
-            return Ok(found_dir(found_upper, lowers));
+            return Ok(self.found_dir(found_upper, lowers));
         }
         let in_dirs = found_upper.is_some();
         while let Some(step) = descent.next(self)? {
@@ -171,7 +173,7 @@ impl Overlay {
                 break;
             }
         }
-        Ok(found_dir(found_upper, lowers))
+        Ok(self.found_dir(found_upper, lowers))
     }
 
     /// Adds a directory of a lower layer to the stack; `true`: nothing below it counts.
@@ -358,7 +360,7 @@ impl Overlay {
             upper_ino: 0,
             upper_alias: false,
             identity,
-            protection: Protection::of_lower(&st),
+            protection: Protection::of_lower(self.lowers.layer(at), &st),
             what: FoundKind::Dir {
                 lowers: Vec::new(),
                 redirect: None,
@@ -408,34 +410,39 @@ impl Overlay {
         }
         Ok(false)
     }
-}
 
-/// The directory made of upper's part and the lowers' parts, if there is any.
-fn found_dir(
-    upper: Option<(Statx, DirMarks)>,
-    lowers: Vec<(Arc<LowerDir>, Statx)>,
-) -> Option<Found> {
-    let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
-    let (stat, upper_ino, marks) = match (upper, &first) {
-        (Some((st, marks)), _) => (st, st.stx_ino, marks),
-        (None, Some((_, st))) => (*st, 0, DirMarks::default()),
-        (None, None) => return None,
-    };
-    Some(Found {
-        stat,
-        upper_ino,
-        upper_alias: upper_ino != 0,
-        identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
-        protection: match upper_ino {
-            0 => Protection::of_lower(&stat),
-            _ => marks.protection,
-        },
-        what: FoundKind::Dir {
-            lowers: lowers.into_iter().map(|(d, _)| d).collect(),
-            redirect: marks.redirect,
-            xattr_whiteouts: marks.xattr_whiteouts,
-        },
-    })
+    /// The directory made of upper's part and the lowers' parts, if there is any.
+    fn found_dir(
+        &self,
+        upper: Option<(Statx, DirMarks)>,
+        lowers: Vec<(Arc<LowerDir>, Statx)>,
+    ) -> Option<Found> {
+        let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
+        let (stat, upper_ino, marks) = match (upper, &first) {
+            (Some((st, marks)), _) => (st, st.stx_ino, marks),
+            (None, Some((_, st))) => (*st, 0, DirMarks::default()),
+            (None, None) => return None,
+        };
+        Some(Found {
+            stat,
+            upper_ino,
+            upper_alias: upper_ino != 0,
+            identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
+            protection: match upper_ino {
+                0 => lowers
+                    .first()
+                    .map_or_else(Protection::default, |(dir, st)| {
+                        Protection::of_lower(self.lowers.layer(dir), st)
+                    }),
+                _ => marks.protection,
+            },
+            what: FoundKind::Dir {
+                lowers: lowers.into_iter().map(|(d, _)| d).collect(),
+                redirect: marks.redirect,
+                xattr_whiteouts: marks.xattr_whiteouts,
+            },
+        })
+    }
 }
 
 /// Used by the mount's own set-up.

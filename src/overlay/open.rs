@@ -143,6 +143,7 @@ impl Overlay {
             let layers = lowers.layers.iter_mut();
             layers.for_each(|layer| layer.uuid = Default::default());
         }
+        distrust_handles(&mut lowers.layers);
         if config.xino == Xino::On && systems.devs.len() > 1 && !systems.narrow {
             tracing::warn!(
                 "xino=on: large inode numbers get others, which last as long as the mount"
@@ -233,6 +234,7 @@ fn open_lowers(
         roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
         let (has_handles, opens_handles) = probe_handles(root.as_fd());
+        let has_flags = matches!(sysfs::inode_flags(root.as_fd()), Ok(Some(_)));
         systems.add(dev, root.as_fd());
         layers.push(Layer {
             path,
@@ -240,10 +242,24 @@ fn open_lowers(
             dev,
             uuid,
             has_handles,
+            has_flags,
             opens_handles,
         });
     }
     Ok(LowerLayers::new(layers, merged, roots))
+}
+
+/// File handles say nothing where several file systems have one uuid, or none: images without one, and
+/// copies of one image. Neither origins nor the index are used there (`ovl_lower_uuid_ok`).
+fn distrust_handles(layers: &mut [Layer]) {
+    let systems: Vec<(u64, [u8; 16])> = layers.iter().map(|l| (l.dev, l.uuid)).collect();
+    for layer in layers {
+        let same = |(dev, uuid): &(u64, [u8; 16])| *uuid == layer.uuid && *dev != layer.dev;
+        if systems.iter().any(same) {
+            tracing::debug!(path = ?layer.path, "another lower's file system has the same uuid");
+            (layer.has_handles, layer.opens_handles) = (false, false);
+        }
+    }
 }
 
 fn open_upper(
@@ -268,6 +284,7 @@ fn open_upper(
             dev,
             uuid,
             has_handles,
+            has_flags: true,
             opens_handles,
         },
         work,

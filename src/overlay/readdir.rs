@@ -309,7 +309,8 @@ impl Overlay {
         let impure = self.is_impure(node)?;
         let merges = node.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         for entry in listing.entries.values_mut().filter(|e| !e.hidden) {
-            if !impure && !(entry.kind == Kind::Dir && merges) {
+            let numbered = impure || (entry.kind == Kind::Dir && merges);
+            if !numbered {
                 continue;
             }
             match self.resolve_unhinted(node, &entry.name) {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
+use super::create::remove_mark;
 use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{Node, Place};
@@ -423,13 +424,7 @@ impl Overlay {
         }
         if !upper.work.device_whiteouts && slot == Slot::Nothing {
             // A `.wh.` mark for the new name hides nothing any more.
-            if let Some(mark) = whiteout_name(new_name) {
-                let mark = OsStr::from_bytes(&mark);
-                match rustix::fs::unlinkat(to, mark, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(e) => return Err(e),
-                }
-            }
+            remove_mark(to, new_name)?;
         }
         Ok(())
     }
