@@ -50,6 +50,8 @@ mod refresh;
 mod remove;
 mod rename;
 mod stats;
+mod statx;
+mod tmpfile;
 pub mod validate;
 mod work;
 mod xattrs;

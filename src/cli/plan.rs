@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::options::{Dialect, MountOptions};
 use crate::fuse::mount::MountRequest;
-use crate::fuse::{Passthrough, SessionOptions};
+use crate::fuse::{IoUring, Passthrough, SessionOptions};
 use crate::overlay::{Config, IdOptions, UpperDirs, XattrPermissions};
 
 /// Bytes in one write request: the most that FUSE has.
@@ -119,6 +119,7 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
     // The data path that works everywhere, and the faster one for most, is the cached one.
     let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
     SessionOptions {
+        io_uring: IoUring::Auto,
         threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,

@@ -1,12 +1,15 @@
 //! Dropping what the kernel caches, after the layers were changed beneath the mount.
 
-use fuser::{INodeNo, ReplyXattr};
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use super::errno;
-use super::service::{Filesystem, reply_xattr};
+use super::answer::Answer;
+use super::channel::Notifier;
+use super::service::{Filesystem, xattr};
+use super::wire::reply::Out;
+use super::wire::request::Header;
 use crate::overlay::{Overlay, ROOT_ID};
 
 /// The xattr of the root whose reading refreshes the mount; its value is the number of names that were
@@ -15,55 +18,44 @@ pub(super) const REFRESH_XATTR: &str = "user.rovl.refresh";
 
 impl Filesystem {
     /// Answers a request to read [`REFRESH_XATTR`], which only root and whoever runs the daemon may make.
-    pub(super) fn refresh(&self, req: &fuser::Request, size: u32, reply: ReplyXattr) {
+    pub(super) fn refresh(&self, head: &Header, size: u32, out: &mut Out<'_>) -> Answer {
         let own = rustix::process::geteuid().as_raw();
-        if req.uid() != 0 && req.uid() != own {
-            return reply.error(errno(Errno::PERM));
+        if head.uid != 0 && head.uid != own {
+            return Answer::Error(Errno::PERM);
         }
         if size == 0 {
             // The question how long the answer will be.
-            return reply_xattr(reply, 0, &[0; 20]);
+            return xattr(out, 0, &[0; 20]).into();
         }
-        let (overlay, notifier) = (self.overlay.clone(), self.notifier.get().cloned());
-        let refresh = move || {
-            let Some(notifier) = notifier else {
-                return reply.error(errno(Errno::IO));
-            };
-            match drop_caches(&overlay, &notifier) {
-                Ok(names) => reply_xattr(reply, size, names.to_string().as_bytes()),
-                Err(e) => reply.error(errno(e)),
-            }
+        let Some(notifier) = self.notifier.get().cloned() else {
+            return Answer::Error(Errno::IO);
         };
+        let overlay = Arc::clone(&self.overlay);
         // Invalidations wait for requests that the serving threads have to answer.
-        if let Err(e) = std::thread::Builder::new()
-            .name("refresh".into())
-            .spawn(refresh)
-        {
-            tracing::warn!("no thread to refresh with: {e}");
-        }
+        Answer::Later(Box::new(move |out| {
+            let names = drop_caches(&overlay, &notifier)?;
+            xattr(out, size, names.to_string().as_bytes())
+        }))
     }
 }
 
 /// Drops what the daemon and the kernel know of the layers; gives the number of names dropped.
-fn drop_caches(overlay: &Overlay, notifier: &fuser::Notifier) -> Result<usize, Errno> {
+fn drop_caches(overlay: &Overlay, notifier: &Notifier) -> Result<usize, Errno> {
     let known = overlay.refresh()?;
-    let gone = |done: std::io::Result<()>| match done {
-        Ok(()) => Ok(()),
-        // The kernel does not know it, which is what was wanted.
-        Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
+    let gone = |done: Result<(), Errno>| match done {
         // A mount inside, or a directory in use: its entries are dropped one by one.
-        Err(e) if e.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => Ok(()),
-        Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        Err(Errno::NOTEMPTY) => Ok(()),
+        other => other,
     };
     for name in &known {
-        gone(notifier.inval_entry(INodeNo(name.parent), &name.name))?;
+        gone(notifier.inval_entry(name.parent, &name.name))?;
     }
     // What is in use was not forgotten with its name.
     let mut dirs = vec![ROOT_ID];
-    gone(notifier.inval_inode(INodeNo(ROOT_ID), 0, 0))?;
+    gone(notifier.inval_inode(ROOT_ID))?;
     for name in &known {
         if let Ok(node) = overlay.node(name.id) {
-            gone(notifier.inval_inode(INodeNo(name.id), 0, 0))?;
+            gone(notifier.inval_inode(name.id))?;
             if node.is_dir() {
                 dirs.push(name.id);
             }
@@ -78,7 +70,7 @@ fn drop_caches(overlay: &Overlay, notifier: &fuser::Notifier) -> Result<usize, E
         });
         if listed.is_ok() {
             for name in names.iter().filter(|n| *n != "." && *n != "..") {
-                gone(notifier.inval_entry(INodeNo(dir), name))?;
+                gone(notifier.inval_entry(dir, name))?;
             }
         }
     }

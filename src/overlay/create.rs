@@ -98,13 +98,13 @@ impl NewNode<'_> {
 }
 
 /// How a new object gets its owner and mode.
-struct Ownership {
-    uid: u32,
+pub(super) struct Ownership {
+    pub uid: u32,
     /// `None`: the file system took it from the set-group-id directory.
-    gid: Option<u32>,
-    mode: u32,
+    pub gid: Option<u32>,
+    pub mode: u32,
     /// Does a fresh object belong to the caller without more ado?
-    natural: bool,
+    pub natural: bool,
 }
 
 impl Overlay {
@@ -244,7 +244,7 @@ impl Overlay {
         Ok(has)
     }
 
-    fn ownership(
+    pub(super) fn ownership(
         &self,
         caller: &Caller,
         dir: &DirPart,
@@ -540,7 +540,12 @@ pub(crate) fn remove_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno
 }
 
 /// Owner first, then (it takes set-id bits away) the mode again where it has such bits.
-fn set_owner(ids: &Ids, dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) -> Result<(), Errno> {
+pub(super) fn set_owner(
+    ids: &Ids,
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    owner: &Ownership,
+) -> Result<(), Errno> {
     ids.chown(dir, name, Some(owner.uid), owner.gid)?;
     if owner.mode & 0o6000 != 0 {
         let st = stat_at(dir, name)?;
