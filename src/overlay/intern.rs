@@ -23,6 +23,7 @@ impl Overlay {
         let (dev, ino) = found.identity;
         let real = self.inos.map(dev, ino);
         let apart = self.is_apart(kind, found);
+        self.heal_impure(parent, found);
         let bound = || self.inos.known(&TableKey::Upper(found.upper_ino));
         let mut id = match found.upper_ino {
             0 if apart => self.inos.for_name(parent.id, name),
@@ -51,6 +52,23 @@ impl Overlay {
             }
         }
         Err(Errno::STALE)
+    }
+
+    /// A directory that holds something with an origin is impure, whatever it says: the kernel's overlayfs
+    /// takes the mark away where it may not read origins. Without it listings show other numbers.
+    fn heal_impure(&self, parent: &Node, found: &Found) {
+        let own = self
+            .inos
+            .map(super::attr::dev_of(&found.stat), found.stat.stx_ino);
+        let from_origin =
+            found.upper_alias && self.inos.map(found.identity.0, found.identity.1) != own;
+        let pure = |part: &DirPart| part.impure.get() == Some(false);
+        if from_origin && parent.dir.as_deref().is_some_and(pure) {
+            if let Err(e) = self.mark_impure(parent) {
+                tracing::debug!("a directory stays without its impure mark: {e}");
+            }
+            self.listings.remove(parent.id);
+        }
     }
 
     /// Is this one name of a lower hard link whose names become objects of their own when they are

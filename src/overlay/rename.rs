@@ -7,7 +7,7 @@
 mod plan;
 mod redirect;
 
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,6 +21,8 @@ use super::lookup::Found;
 use super::node::{Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
 use super::{Moves, Overlay, Upper};
+use crate::format::keys::OverlayKey;
+use crate::sys::xattr;
 use plan::{Mark, Plan, Side, Slot, Step, plan_rename};
 
 /// What to do with an existing target.
@@ -452,11 +454,19 @@ impl Overlay {
         found: Option<&Found>,
     ) -> Result<(), Errno> {
         let Some(found) = found else { return Ok(()) };
-        let own = self.inos.map(dev_of(&found.stat), found.stat.stx_ino);
-        if node.dir.is_some() || own != node.id {
+        if node.dir.is_some() || self.has_origin(node, &found.stat)? {
             self.mark_impure(new_parent)?;
         }
         Ok(())
+    }
+
+    /// Does an object of upper say what it was copied from, though perhaps nobody here understands it?
+    pub(crate) fn has_origin(&self, node: &Node, st: &Statx) -> Result<bool, Errno> {
+        if self.inos.map(dev_of(st), st.stx_ino) != node.id {
+            return Ok(true); // its number comes from there
+        }
+        let key = self.ns.key(OverlayKey::Origin);
+        self.with_object(node, |dir, name| xattr::has_at(dir, name, key))
     }
 
     /// A directory in upper that shows as empty but holds whiteouts makes place for a really

@@ -134,3 +134,13 @@ pub const ONE_DEVICE: Liberty = Liberty {
         cell.place == Place::Mixed && !composed
     },
 };
+
+/// Linux decodes an origin only with CAP_DAC_READ_SEARCH in the initial namespace. Without it, it shows what was
+/// copied up under the upper's number, and takes `impure` away from directories where it finds no origin. rovl
+/// compares, which needs nothing. Neither can mark a symlink or a device with `user.*` attributes: those have the
+/// upper's number after a remount.
+pub const UNREAD_ORIGINS: Liberty = Liberty {
+    name: "unread-origins",
+    why: "in a user namespace Linux can't read origins: inode numbers of copies are those of the upper",
+    applies: |_, namespace| namespace == Namespace::User,
+};

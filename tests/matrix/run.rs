@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::mount::MountFlags;
 
-use crate::cell::{Cell, KEPT_LINKS, Liberty, Namespace, ONE_DEVICE, OWN_MARKS, Place};
+use crate::cell::{
+    Cell, KEPT_LINKS, Liberty, Namespace, ONE_DEVICE, OWN_MARKS, Place, UNREAD_ORIGINS,
+};
 use crate::lowers::{Lowers, build};
 use crate::script::{self, PARTS, play};
 use crate::support::{Layers, Mounted, Subject, UpperCheck, subject};
@@ -74,7 +76,7 @@ pub fn run_all(disk: &Path, other: &Path, namespace: Namespace) -> Vec<String> {
         "{served} cells, {refused} refused, in {:?}",
         start.elapsed()
     );
-    for liberty in [OWN_MARKS, KEPT_LINKS, ONE_DEVICE] {
+    for liberty in [OWN_MARKS, KEPT_LINKS, ONE_DEVICE, UNREAD_ORIGINS] {
         let is = |cell: &&Cell| liberty.applies(cell, namespace);
         let count = cells.iter().filter(is).count();
         println!("  {count} cells are {}: {}", liberty.name, liberty.why);
@@ -130,6 +132,8 @@ struct Run<'a> {
     lowers: &'a Lowers,
     namespace: Namespace,
     failures: Vec<String>,
+    /// Has Linux had our upper mounted?
+    lent: bool,
 }
 
 /// What one mounted tree showed, from mounting to unmounting.
@@ -153,6 +157,7 @@ impl<'a> Run<'a> {
             lowers,
             namespace,
             failures: Vec::new(),
+            lent: false,
         }
     }
 
@@ -257,6 +262,7 @@ impl<'a> Run<'a> {
             }
         };
         mounted.unmount();
+        self.lent |= *who == Subject::Kernel && layers.upper.ends_with("ours/upper");
         self.check_upper(layers);
         self.end_volatile(layers)?;
         Ok(Turn {
@@ -275,7 +281,7 @@ impl<'a> Run<'a> {
             metacopy: self.cell.metacopy,
             volatile: self.cell.volatile,
             follow: self.cell.redirect != "nofollow",
-            by_kernel: !ours,
+            by_kernel: !ours || (self.lent && self.takes(&UNREAD_ORIGINS)),
             unprivileged: self.namespace == Namespace::User,
             ..UpperCheck::new(&layers.lowers, &layers.upper, &layers.work)
         };
@@ -372,7 +378,15 @@ impl<'a> Run<'a> {
             "mounted again",
             view::difference(live, again, Rigour::SameLayers),
         );
-        self.note("mounted again", kept.inconstancy(&[live, again]));
+        let mut numbered = live.clone();
+        if self.takes(&UNREAD_ORIGINS) {
+            let marked = ["RegularFile", "Directory"];
+            numbered.retain(|_, entry| {
+                let kind = entry.facts.get("type").map(String::as_str);
+                kind.is_some_and(|kind| marked.contains(&kind))
+            });
+        }
+        self.note("mounted again", kept.inconstancy(&[&numbered, again]));
     }
 
     /// All names of a lower file that was written show what was written, and are counted.
@@ -399,7 +413,7 @@ impl<'a> Run<'a> {
     /// Both see the same layers; `want` is Linux's view.
     fn same_layers(&mut self, what: &str, want: &View, got: &View, promise: &Promise<'_>) {
         let (want, got) = (&self.comparable(want), &self.comparable(got));
-        let same_numbers = !self.takes(&ONE_DEVICE);
+        let same_numbers = !self.takes(&ONE_DEVICE) && !self.takes(&UNREAD_ORIGINS);
         self.note(what, view::difference(want, got, Rigour::SameLayers));
         self.note(what, promise.ino_difference(want, got, same_numbers));
         // Linux's own directories on several file systems have numbers that change.

@@ -49,8 +49,8 @@ impl Overlay {
         let to = self.upper_dir_fd(&parent)?;
         node.links_change();
         let before = self.with_object(&node, stat_at)?;
-        if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
-            self.mark_impure(&parent)?; // its number comes from an origin
+        if self.has_origin(&node, &before)? {
+            self.mark_impure(&parent)?;
         }
         if node.place.read().data().is_some() {
             // Under the new name there is no data below.
