@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
+use super::attr::{Attr, Kind, dev_of, stat_at, stat_opt};
 use super::copy_up::{CopyData, rename_noreplace};
 use super::fds::FdKey;
 use super::flags::Protection;
@@ -168,7 +168,7 @@ impl Overlay {
         } else {
             let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
             let marked = matches!(what, NewNode::Dir)
-                && !upper.work.device_whiteouts
+                && !upper.work.whiteouts_in_place
                 && has_mark(fd.as_fd(), name)?;
             let direct = match marked {
                 true => Err(Errno::EXIST),
@@ -177,7 +177,7 @@ impl Overlay {
             match direct {
                 Err(Errno::EXIST) => {
                     if !marked {
-                        covers_whiteout(fd.as_fd(), name)?;
+                        self.covers_whiteout(fd.as_fd(), name)?;
                     }
                     self.create_over_whiteout(fd.as_fd(), name, &what, &owner, mode, upper)?
                 }
@@ -457,12 +457,23 @@ impl Overlay {
         match rename_noreplace(work, &temp.name, dir, name) {
             Ok(()) => temp.published(),
             Err(Errno::EXIST) => {
-                covers_whiteout(dir, name)?;
+                self.covers_whiteout(dir, name)?;
                 self.put_over_whiteout(temp, matches!(what, NewNode::Dir), dir, name)?;
             }
             Err(e) => return Err(e),
         }
         Ok(made)
+    }
+
+    /// Is there a whiteout under the name of something that is to be made?
+    ///
+    /// # Errors
+    /// `EEXIST` if it is something else.
+    fn covers_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+        match stat_opt(dir, name)? {
+            Some(st) if self.is_upper_whiteout(dir, name, &st)? => Ok(()),
+            _ => Err(Errno::EXIST),
+        }
     }
 
     /// Applies `dir`'s default ACL to an object made elsewhere; gives its permission bits.
@@ -525,17 +536,6 @@ pub(crate) fn remove_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno
     match rustix::fs::unlinkat(dir, OsStr::from_bytes(&mark), AtFlags::empty()) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
-    }
-}
-
-/// Is there a whiteout under the name of something that is to be made?
-///
-/// # Errors
-/// `EEXIST` if it is something else.
-fn covers_whiteout(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
-    match stat_opt(dir, name)? {
-        Some(st) if is_whiteout(&st) => Ok(()),
-        _ => Err(Errno::EXIST),
     }
 }
 

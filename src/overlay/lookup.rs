@@ -16,7 +16,7 @@ use super::descent::{Descent, Step};
 use super::flags::Protection;
 use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
 use super::listing::{Hint, Top};
-use super::node::{DataAt, LowerFile, Node};
+use super::node::{DataAt, DirPart, LowerFile, Node};
 use super::{Overlay, RedirectDir};
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::Redirect;
@@ -113,7 +113,7 @@ impl Overlay {
         let mut found_upper: Option<(Statx, DirMarks)> = None;
         if top == Top::Upper && parent.place.read().has_upper() {
             let fd = self.upper_dir_fd(parent)?;
-            match self.single(fd.as_fd(), name, &dir.aufs, dir.xattr_whiteouts)? {
+            match self.single(fd.as_fd(), name, &dir.aufs, self.marks_whiteouts(dir))? {
                 Single::Whiteout => return Ok(None),
                 Single::Absent => {}
                 Single::Object(st) if !is_dir(&st) => {
@@ -213,6 +213,15 @@ impl Overlay {
             descent.redirect(redirect);
         }
         Ok(stop)
+    }
+
+    /// Can upper's part of the directory hold whiteouts in the form of marked files?
+    pub(crate) fn marks_whiteouts(&self, dir: &DirPart) -> bool {
+        let written = self
+            .upper
+            .as_ref()
+            .is_some_and(|u| u.work.whiteout_mark.is_some());
+        dir.xattr_whiteouts || written
     }
 
     /// Looks at one name in one directory of one layer.

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::Overlay;
-use super::attr::{is_whiteout, stat_at, stat_opt};
+use super::attr::{stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
 use super::layer::DIR_READ;
 use super::node::Node;
@@ -120,15 +120,18 @@ impl Overlay {
         let before = stat_at(here.as_fd(), OsStr::new(""))?;
         let mut marks: Vec<OsString> = Vec::new();
         crate::sys::dir::read_all(here.as_fd(), |entry| {
-            let device = matches!(entry.kind, libc::DT_CHR | libc::DT_UNKNOWN);
+            let device = matches!(entry.kind, libc::DT_CHR | libc::DT_REG | libc::DT_UNKNOWN);
             if device || matches!(classify(entry.name), AufsName::Hides(_)) {
                 marks.push(entry.name.to_os_string());
             }
         })?;
         for name in marks {
             let hides = matches!(classify(&name), AufsName::Hides(_));
-            let st = stat_opt(here.as_fd(), &name)?;
-            if hides || st.is_some_and(|st| is_whiteout(&st)) {
+            let whiteout = match stat_opt(here.as_fd(), &name)? {
+                Some(st) => self.is_upper_whiteout(here.as_fd(), &name, &st)?,
+                None => false,
+            };
+            if hides || whiteout {
                 rustix::fs::unlinkat(&here, &name, AtFlags::empty())?;
             }
         }

@@ -152,6 +152,14 @@ impl Overlay {
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
             config.metacopy &= upper_xattrs;
+            if upper_xattrs {
+                let mark = ns.key(OverlayKey::Whiteout);
+                let chosen = upper.work.choose_whiteouts(mark);
+                chosen.map_err(io(
+                    "make whiteouts in the work directory of",
+                    &upper.layer.path,
+                ))?;
+            }
             prepare_work(&config, upper)?;
             if config.uuid == Uuid::On && upper_xattrs {
                 give_uuid(upper, ns).map_err(io("identify", &upper.layer.path))?;

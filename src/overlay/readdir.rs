@@ -231,7 +231,7 @@ impl Overlay {
                 fd: rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?,
                 dev: self.upper()?.layer.dev,
                 aufs: &dir.aufs,
-                xattr_whiteouts: dir.xattr_whiteouts,
+                xattr_whiteouts: self.marks_whiteouts(dir),
                 top: Top::Upper,
             };
             self.add_part(&mut listing, &part)?;
@@ -376,7 +376,7 @@ impl Overlay {
                 if e.name == "." || e.name == ".." || self.is_reserved_name(e.name) {
                     return ControlFlow::Continue(());
                 }
-                match self.shown_kind(fd.as_fd(), &e, dir.xattr_whiteouts) {
+                match self.shown_kind(fd.as_fd(), &e, self.marks_whiteouts(dir)) {
                     Ok(None) => return ControlFlow::Continue(()),
                     Ok(Some(_)) => empty = false,
                     Err(e) => error = Some(e),

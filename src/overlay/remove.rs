@@ -1,20 +1,22 @@
 //! Removing names: unlink, rmdir, and the whiteouts that hide what the lowers have.
 
 use parking_lot::RwLockWriteGuard;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, is_dir, is_file};
+use super::attr::{Kind, is_dir, is_file, is_whiteout};
 use super::copy_up::CopyData;
 use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
 use super::{Overlay, Upper};
+use crate::format::keys::OverlayKey;
 use crate::format::whiteout::whiteout_name;
+use crate::sys::xattr::{self, SetFlags};
 
 /// The name locks of several directories.
 pub(crate) type NamesLocked<'a> = SmallVec<[RwLockWriteGuard<'a, ()>; 3]>;
@@ -288,14 +290,41 @@ impl Overlay {
         if !self.lower_has(parent, name)? {
             return rustix::fs::unlinkat(dir, name, AtFlags::empty());
         }
-        if !upper.work.device_whiteouts {
+        if !upper.work.whiteouts_in_place {
             self.put_whiteout(upper, dir, name)?;
             return rustix::fs::unlinkat(dir, name, AtFlags::empty());
         }
+        self.mark_whiteouts(upper, dir)?;
         let whiteout = upper.work.make_whiteout()?;
         rustix::fs::renameat(upper.work.dir.as_fd(), &whiteout.name, dir, name)?;
         whiteout.published();
         Ok(())
+    }
+
+    /// Says of a directory of upper that it may hold whiteouts in the form of marked files.
+    pub(crate) fn mark_whiteouts(&self, upper: &Upper, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        if upper.work.whiteout_mark.is_none() {
+            return Ok(());
+        }
+        let (here, key) = (OsStr::new(""), self.ns.key(OverlayKey::Opaque));
+        match xattr::set_at(dir, here, key, b"x", SetFlags::Create) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Is an object of upper a whiteout?
+    pub(crate) fn is_upper_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        st: &Statx,
+    ) -> Result<bool, Errno> {
+        let mark = self.upper.as_ref().and_then(|u| u.work.whiteout_mark);
+        match mark {
+            Some(mark) if is_file(st) && st.stx_size == 0 => xattr::has_at(dir, name, mark),
+            _ => Ok(is_whiteout(st)),
+        }
     }
 
     /// Makes a whiteout where upper has nothing.
@@ -305,7 +334,8 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &OsStr,
     ) -> Result<(), Errno> {
-        if upper.work.device_whiteouts {
+        if upper.work.whiteouts_in_place {
+            self.mark_whiteouts(upper, dir)?;
             return upper.work.link_whiteout(dir, name);
         }
         use std::os::unix::ffi::OsStrExt;
@@ -408,7 +438,8 @@ impl Overlay {
             let temp = upper.work.temp();
             return rustix::fs::renameat(dir, name, work, &temp.name);
         }
-        if upper.work.device_whiteouts {
+        if upper.work.whiteouts_in_place {
+            self.mark_whiteouts(upper, dir)?;
             let whiteout = upper.work.make_whiteout()?;
             let flags = RenameFlags::EXCHANGE;
             match rustix::fs::renameat_with(work, &whiteout.name, dir, name, flags) {

@@ -11,10 +11,9 @@ use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
+use super::attr::{dev_of, is_dir, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
 use super::create::remove_mark;
 use super::index::UNKNOWN_LINKS;
@@ -22,7 +21,6 @@ use super::lookup::Found;
 use super::node::{Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
 use super::{Moves, Overlay, Upper};
-use crate::format::whiteout::whiteout_name;
 use plan::{Mark, Plan, Side, Slot, Step, plan_rename};
 
 /// What to do with an existing target.
@@ -220,7 +218,7 @@ impl Overlay {
         }
         let slot = match stat_opt(to_fd, to.name)? {
             None => Slot::Nothing,
-            Some(st) if is_whiteout(&st) => Slot::Whiteout,
+            Some(st) if self.is_upper_whiteout(to_fd, to.name, &st)? => Slot::Whiteout,
             Some(st) if is_dir(&st) => Slot::Dir,
             Some(_) => Slot::File,
         };
@@ -415,6 +413,7 @@ impl Overlay {
                 // For the client it is a plain rename, which changes nothing in what is moved; XFS
                 // gives directories that are exchanged a new time.
                 let before = stat_at(from, name)?;
+                self.mark_whiteouts(upper, from)?;
                 rename(RenameFlags::EXCHANGE)?;
                 set_times(to, new_name, &before)?;
                 if step == Step::ExchangeAndDropWhiteout {
@@ -422,7 +421,7 @@ impl Overlay {
                 }
             }
         }
-        if !upper.work.device_whiteouts && slot == Slot::Nothing {
+        if !upper.work.whiteouts_in_place && slot == Slot::Nothing {
             // A `.wh.` mark for the new name hides nothing any more.
             remove_mark(to, new_name)?;
         }

@@ -12,6 +12,8 @@ use super::copy_up::CopyData;
 use super::node::Node;
 use crate::sys::xattr::{self, SetFlags};
 
+/// What the names of POSIX ACLs begin with.
+const ACLS: &[u8] = b"system.posix_acl_";
 /// fuse-overlayfs's own marks; not a client's business either.
 const FOREIGN_MARKS: &[u8] = b"user.fuseoverlayfs.";
 
@@ -43,7 +45,13 @@ impl Overlay {
         let Some(key) = self.stored_name(name)? else {
             return Err(Errno::NODATA);
         };
-        let value = self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
+        let value = self.with_object(&node, |dir, name| {
+            match xattr::get_or_errno(dir, name, &key) {
+                // A lower without ACLs: the kernel's check of permissions would fail with this error.
+                Err(Errno::OPNOTSUPP) if key.as_bytes().starts_with(ACLS) => Err(Errno::NODATA),
+                other => other,
+            }
+        })?;
         self.ids.shown_value(name, value)
     }
 

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::overlay::attr::{Attr, dev_of, is_whiteout, stat_at, stat_opt};
+use crate::overlay::attr::{Attr, dev_of, stat_at, stat_opt};
 use crate::overlay::copy_up::CopyData;
 use crate::overlay::lookup::{Found, FoundKind};
 use crate::overlay::node::Node;
@@ -96,8 +96,9 @@ impl Overlay {
                 other => return other,
             }
             let there = stat_opt(to, new_name)?;
-            if !there.is_some_and(|st| is_whiteout(&st)) {
-                return Err(Errno::EXIST);
+            match there {
+                Some(st) if self.is_upper_whiteout(to, new_name, &st)? => {}
+                _ => return Err(Errno::EXIST),
             }
             let temp = upper.work.temp();
             let work = upper.work.dir.as_fd();
