@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -184,7 +184,8 @@ pub struct FuseRing {
     queue: u16,
     entries: Vec<Entry>,
     reserved: Option<Map>,
-    wake: Box<u64>,
+    /// Where the number of an eventfd is read to. Never freed: nothing tells when the kernel has let go of it.
+    wake: &'static AtomicU64,
 }
 
 impl FuseRing {
@@ -225,7 +226,7 @@ impl FuseRing {
             queue,
             entries: Vec::new(),
             reserved: None,
-            wake: Box::new(0),
+            wake: Box::leak(Box::default()),
         })
     }
 
@@ -301,7 +302,7 @@ impl FuseRing {
     /// What handing over earlier submissions returns.
     pub fn watch(&mut self, eventfd: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut sqe = [0u8; SQE];
-        let to = &raw mut *self.wake as u64;
+        let to = self.wake.as_ptr() as u64;
         put(&mut sqe, 0, &[OP_READ]);
         put(&mut sqe, 4, &eventfd.as_raw_fd().to_ne_bytes());
         put(&mut sqe, 8, &u64::MAX.to_ne_bytes());
