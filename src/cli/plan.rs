@@ -119,7 +119,7 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
     // The data path that works everywhere, and the faster one for most, is the cached one.
     let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
     SessionOptions {
-        io_uring: IoUring::Auto,
+        io_uring: options.io_uring.unwrap_or(IoUring::Off),
         threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,

@@ -215,6 +215,7 @@ mod tests {
         assert_eq!(OverrideStat::parse(b"1:4294967295:100644"), stat(0o644));
         assert_eq!(OverrideStat::parse(b"01:4294967295:0644\n"), stat(0o644));
         assert_eq!(OverrideStat::parse(b"1:4294967295:0644\0"), stat(0o644));
+        assert_eq!(OverrideStat::parse(b"1:-1:0644"), stat(0o644));
         let kind = OverrideStat::parse(b"1:1:0644:file:more").unwrap().kind;
         assert_eq!(kind, Some(OverrideKind::File));
     }
@@ -228,7 +229,7 @@ mod tests {
             b"0:0:",
             b":0:0644",
             b"0::0644",
-            b"-1:0:0644",
+            b"-2:0:0644",
             b"+1:0:0644",
             b" 0:0:0644",
             b"0:0:0648",

@@ -5,8 +5,9 @@
 //! held meanwhile: a big copy stalls nobody but those who want to change the same file.
 
 mod data;
+mod finish;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,9 +22,10 @@ use super::{Overlay, Upper};
 use crate::format::handle::OverlayHandle;
 use crate::format::keys::OverlayKey;
 use crate::format::nlink::{Nlink, NlinkBase};
-use crate::sys::fs::{self as sysfs, TimeSpec};
+use crate::sys::fs::{self as sysfs};
 use crate::sys::xattr::{self, SetFlags};
 pub(crate) use data::copy_data;
+pub(crate) use finish::{rename_noreplace, set_times};
 
 /// How much of a file's data the copy needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -575,33 +577,5 @@ fn may_lose(key: &[u8], error: Errno, ns: crate::format::keys::Namespace) -> boo
         // file has less rights then, not more.
         Errno::PERM | Errno::ACCESS => !protects && ns == crate::format::keys::Namespace::User,
         _ => false,
-    }
-}
-
-/// Sets access and modification time as in `st`.
-pub(crate) fn set_times(fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
-    let at = |t: rustix::fs::StatxTimestamp| TimeSpec::At {
-        sec: t.tv_sec,
-        nsec: t.tv_nsec,
-    };
-    sysfs::utimens_at(fd, name, at(st.stx_atime), at(st.stx_mtime))
-}
-
-/// rename that fails with `EEXIST` on an existing target, also where the file system lacks the
-/// flag (then by checking first: upper has no other writer).
-pub(crate) fn rename_noreplace(
-    from: BorrowedFd<'_>,
-    from_name: &OsStr,
-    to: BorrowedFd<'_>,
-    to_name: &OsStr,
-) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(from, from_name, to, to_name, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            if super::attr::stat_opt(to, to_name)?.is_some() {
-                return Err(Errno::EXIST);
-            }
-            rustix::fs::renameat(from, from_name, to, to_name)
-        }
-        other => other,
     }
 }

@@ -139,31 +139,11 @@ impl Overlay {
         }
         let merged = lowers.len();
         let mut lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
-        if config.uuid == Uuid::Off {
-            let layers = lowers.layers.iter_mut();
-            layers.for_each(|layer| layer.uuid = Default::default());
-        }
-        distrust_handles(&mut lowers.layers);
-        if config.xino == Xino::On && systems.devs.len() > 1 && !systems.narrow {
-            tracing::warn!(
-                "xino=on: large inode numbers get others, which last as long as the mount"
-            );
-        }
+        settle_identities(&config, &mut lowers, &systems);
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
             config.metacopy &= upper_xattrs;
-            if upper_xattrs {
-                let mark = ns.key(OverlayKey::Whiteout);
-                let chosen = upper.work.choose_whiteouts(mark);
-                chosen.map_err(io(
-                    "make whiteouts in the work directory of",
-                    &upper.layer.path,
-                ))?;
-            }
-            prepare_work(&config, upper)?;
-            if config.uuid == Uuid::On && upper_xattrs {
-                give_uuid(upper, ns).map_err(io("identify", &upper.layer.path))?;
-            }
+            prepare_upper(&config, upper, upper_xattrs.then_some(ns))?;
         }
         let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
         let top = upper.as_ref().map(|u| &u.layer);
@@ -201,6 +181,39 @@ impl Overlay {
         };
         Ok(Arc::new(overlay))
     }
+}
+
+/// What file systems are taken for.
+fn settle_identities(config: &Config, lowers: &mut LowerLayers, systems: &FileSystems) {
+    if config.uuid == Uuid::Off {
+        let layers = lowers.layers.iter_mut();
+        layers.for_each(|layer| layer.uuid = Default::default());
+    }
+    distrust_handles(&mut lowers.layers);
+    if config.xino == Xino::On && systems.devs.len() > 1 && !systems.narrow {
+        tracing::warn!("xino=on: large inode numbers get others, which last as long as the mount");
+    }
+}
+
+/// Makes upper and work ready for this mount. `marks`: the namespace of overlay's xattrs, where upper takes
+/// them.
+fn prepare_upper(
+    config: &Config,
+    upper: &mut Upper,
+    marks: Option<Namespace>,
+) -> Result<(), OpenError> {
+    if let Some(ns) = marks {
+        let chosen = upper.work.choose_whiteouts(ns.key(OverlayKey::Whiteout));
+        chosen.map_err(io(
+            "make whiteouts in the work directory of",
+            &upper.layer.path,
+        ))?;
+    }
+    prepare_work(config, upper)?;
+    if let (Uuid::On, Some(ns)) = (config.uuid, marks) {
+        give_uuid(upper, ns).map_err(io("identify", &upper.layer.path))?;
+    }
+    Ok(())
 }
 
 /// Opens a layer's root. Lowers are used through a private, read-only clone of their mount where

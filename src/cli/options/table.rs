@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::lists::{self, ListError};
 use super::{MountOptions, Squash};
-use crate::fuse::Passthrough;
+use crate::fuse::{IoUring, Passthrough};
 use crate::overlay::{RedirectDir, Uuid, Xino};
 
 /// What an option does.
@@ -227,6 +227,12 @@ const FUSE: &[Known] = &[
         "writeback",
         |o, on| o.writeback = Some(on),
         "the kernel collects writes",
+    ),
+    value(
+        "io_uring",
+        "on, off or auto",
+        set_io_uring,
+        "requests come over io_uring where the kernel offers it: off (default), on, auto",
     ),
     value(
         "passthrough",
@@ -532,6 +538,17 @@ fn set_timeout(options: &mut MountOptions, value: &OsStr) -> Option<()> {
     let seconds: f64 = value.to_str()?.parse().ok()?;
     options.timeout = (seconds.is_finite() && seconds >= 0.0).then_some(seconds);
     options.timeout.map(|_| ())
+}
+
+fn set_io_uring(options: &mut MountOptions, value: &OsStr) -> Option<()> {
+    let mode = match (value.as_bytes(), boolean(value)) {
+        (b"auto", _) => IoUring::Auto,
+        (_, Some(true)) => IoUring::On,
+        (_, Some(false)) => IoUring::Off,
+        _ => return None,
+    };
+    options.io_uring = Some(mode);
+    Some(())
 }
 
 fn set_passthrough(options: &mut MountOptions, value: &OsStr) -> Option<()> {

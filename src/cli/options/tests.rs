@@ -75,6 +75,7 @@ fn each_option_sets_what_it_is_named_after() {
         }),
         ("uuid=on", |o| o.uuid = Some(Uuid::On)),
         ("ino32_t", |o| o.ino32 = true),
+        ("io_uring=auto", |o| o.io_uring = Some(IoUring::Auto)),
         ("userxattr", |o| o.userxattr = true),
         ("fsync=0", |o| o.fsync = Some(false)),
         ("fsync=1", |o| o.fsync = Some(true)),
