@@ -251,7 +251,10 @@ impl Filesystem {
     }
 }
 
-/// What to ask the kernel for.
+/// What to ask the kernel for. Listings always come with attributes (no `READDIRPLUS_AUTO`): what lists a
+/// directory mostly looks at what is in it next, and the kernel's guess fails for everything that reads a large
+/// directory to its end before: the first `find -ls` of 100,000 files in 200 directories took 1.4 s with and 3.6 s
+/// without (the kernel's overlayfs 1.0 s). The first plain `find` is slower for it (1.1 s, 0.5 s).
 pub(super) fn wanted(options: &SessionOptions) -> Wanted {
     let mut flags = init::ASYNC_READ
         | init::BIG_WRITES
@@ -259,7 +262,6 @@ pub(super) fn wanted(options: &SessionOptions) -> Wanted {
         | init::EXPLICIT_INVAL_DATA
         | init::CACHE_SYMLINKS
         | init::DO_READDIRPLUS
-        | init::READDIRPLUS_AUTO
         | init::ASYNC_DIO
         | init::MAX_PAGES
         | init::HANDLE_KILLPRIV_V2

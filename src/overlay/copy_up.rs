@@ -338,6 +338,7 @@ impl Overlay {
             (None, Some(lower)) => DataAt::Lower {
                 dir: Arc::clone(&lower.dir),
                 name: lower.name.clone().unwrap_or_else(|| place.name.clone()),
+                blocks: st.stx_blocks,
             },
             (None, None) => return Err(Errno::STALE),
         };

@@ -393,7 +393,7 @@ impl Overlay {
             found.protection = marks.protection;
             data = marks
                 .metacopy
-                .then(|| data.unwrap_or_else(|| lower.as_data()));
+                .then(|| data.unwrap_or_else(|| lower.as_data(&st)));
             redirect = marks.redirect.filter(|_| data.is_some());
             index = Some(hex);
         }

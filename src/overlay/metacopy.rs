@@ -41,10 +41,11 @@ pub(crate) struct FileMarks {
 
 impl LowerFile {
     /// The file as the place of somebody's data. Its name is its own.
-    pub(crate) fn as_data(&self) -> DataAt {
+    pub(crate) fn as_data(&self, st: &Statx) -> DataAt {
         DataAt::Lower {
             dir: Arc::clone(&self.dir),
             name: self.name.clone().unwrap_or_default(),
+            blocks: st.stx_blocks,
         }
     }
 }
@@ -150,6 +151,7 @@ impl Overlay {
                         return Ok(DataAt::Lower {
                             dir: Arc::clone(at),
                             name: step.name.into(),
+                            blocks: st.stx_blocks,
                         });
                     }
                     in_lower = true;
@@ -180,7 +182,7 @@ impl Overlay {
     /// `ENOENT` when none of the data-only lowers has it, and what the layer returns.
     pub(crate) fn open_data(&self, at: &DataAt) -> Result<OwnedFd, Errno> {
         match at {
-            DataAt::Lower { dir, name } => {
+            DataAt::Lower { dir, name, .. } => {
                 let fd = self.lowers.dir_fd(&self.fds, dir)?;
                 open_for(fd.as_fd(), name, OFlags::RDONLY)
             }
@@ -207,21 +209,6 @@ impl Overlay {
             }
         }
         Err(Errno::NOENT)
-    }
-
-    /// The space that a file takes whose data is elsewhere, in units of 512 bytes.
-    pub(crate) fn data_blocks(&self, at: &DataAt, st: &Statx) -> Result<u64, Errno> {
-        match at {
-            DataAt::Lower { dir, name } => {
-                let fd = self.lowers.dir_fd(&self.fds, dir)?;
-                Ok(stat_at(fd.as_fd(), name)?.stx_blocks)
-            }
-            // Not searched for before it is needed: as if the file had no holes.
-            DataAt::DataOnly(_) => {
-                let block = u64::from(st.stx_blksize.max(512));
-                Ok(st.stx_size.div_ceil(block).saturating_mul(block) / 512)
-            }
-        }
     }
 
     /// Marks a copy that is being built as one without data, of the size of its original.
@@ -280,6 +267,20 @@ impl Overlay {
         place.complete();
         self.fds.remove(FdKey::Read(node.id));
         Ok(())
+    }
+}
+
+impl DataAt {
+    /// The space that a file with these attributes takes, in units of 512 bytes.
+    pub(crate) fn blocks(&self, st: &Statx) -> u64 {
+        match self {
+            DataAt::Lower { blocks, .. } => *blocks,
+            // Not searched for before it is needed: as if the file had no holes.
+            DataAt::DataOnly(_) => {
+                let block = u64::from(st.stx_blksize.max(512));
+                st.stx_size.div_ceil(block).saturating_mul(block) / 512
+            }
+        }
     }
 }
 

@@ -64,7 +64,7 @@ impl Overlay {
         // Copying it up will change number and links, and the kernel isn't told when it writes.
         attr.settled &= !node.apart || place.has_upper();
         if let Some(at) = place.data() {
-            attr.blocks = self.data_blocks(at, st)?;
+            attr.blocks = at.blocks(st);
         }
         if let Some(hex) = place.index() {
             attr.nlink = match self.indexed_nlink(hex, st)? {

@@ -37,6 +37,8 @@ pub(crate) enum DataAt {
     Lower {
         dir: Arc<LowerDir>,
         name: Box<OsStr>,
+        /// The space that it takes, in units of 512 bytes.
+        blocks: u64,
     },
     /// At this path of one of the data-only lowers, which are asked at the first access.
     DataOnly(Vec<OsString>),

@@ -53,7 +53,6 @@ pub(in crate::fuse) mod init {
     /// The server applies the umask.
     pub const DONT_MASK: u64 = 1 << 6;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub const ASYNC_DIO: u64 = 1 << 15;
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
     /// OPEN may be answered `ENOSYS`.

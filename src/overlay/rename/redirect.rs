@@ -50,7 +50,7 @@ impl Overlay {
         let own = self.with_object(node, stat_at)?.stx_nlink;
         let data = node.place.read().data().cloned();
         let below = match data {
-            Some(DataAt::Lower { dir, name }) => {
+            Some(DataAt::Lower { dir, name, .. }) => {
                 let fd = self.lowers.dir_fd(&self.fds, &dir)?;
                 stat_at(fd.as_fd(), &name)?.stx_nlink
             }
