@@ -166,6 +166,12 @@ impl Overlay {
                 }
             }
         }
+        if copied.data.is_some() {
+            // After the origin: ext4 has room for one of them in the inode, and this one, empty everywhere,
+            // is kept once for many files.
+            let target = copied.object.file().ok_or(Errno::IO)?;
+            self.mark_metacopy(target, st.stx_size)?;
+        }
         // The last touch on a copy.
         self.with_built(&copied.object, |fd, name| set_times(fd, name, &st))?;
         self.publish(node, upper, copied)
@@ -260,13 +266,13 @@ impl Overlay {
         Ok(Built::Named(temp, None))
     }
 
-    /// A new, empty, nameless file.
-    fn new_file<'a>(&self, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+    /// A new, empty, nameless file with these permission bits.
+    fn new_file<'a>(&self, upper: &'a Upper, mode: u32) -> Result<Built<'a>, Errno> {
         if upper.work.tmpfile {
-            return Ok(Built::Unnamed(upper.work.open_tmpfile(0o600)?));
+            return Ok(Built::Unnamed(upper.work.open_tmpfile(mode)?));
         }
         let temp = upper.work.temp();
-        let fd = create_exclusive(&upper.work, &temp.name)?;
+        let fd = create_exclusive(&upper.work, &temp.name, mode)?;
         Ok(Built::Named(temp, Some(fd)))
     }
 
@@ -291,7 +297,7 @@ impl Overlay {
         if held < size {
             return Err(Errno::IO); // the data is not this file's
         }
-        let built = self.new_file(upper)?;
+        let built = self.new_file(upper, plain_mode(st))?;
         let target = built.file().ok_or(Errno::IO)?;
         let length = match data {
             CopyData::All | CopyData::Nothing => size,
@@ -325,13 +331,12 @@ impl Overlay {
         upper: &'a Upper,
         st: &Statx,
     ) -> Result<Copied<'a>, Errno> {
-        let built = self.new_file(upper)?;
+        let built = self.new_file(upper, plain_mode(st))?;
         let target = built.file().ok_or(Errno::IO)?;
         self.with_object(node, |dir, name| {
             self.copy_metadata((dir, name), st, (target, OsStr::new("")))
         })?;
         self.mark_protection(&built, node)?;
-        self.mark_metacopy(target, st.stx_size)?;
         let place = node.place.read();
         let data = match (place.data(), &place.lower) {
             (Some(at), _) => at.clone(),
@@ -563,9 +568,14 @@ impl Overlay {
 }
 
 /// A new file in `work`, for file systems without `O_TMPFILE`.
-fn create_exclusive(work: &Work, name: &OsStr) -> Result<OwnedFd, Errno> {
+fn create_exclusive(work: &Work, name: &OsStr, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
+    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::from_raw_mode(mode))
+}
+
+/// The permission bits that a copy can be made with, so that they needn't be set afterwards.
+pub(crate) fn plain_mode(st: &Statx) -> u32 {
+    u32::from(st.stx_mode) & 0o777
 }
 
 /// May a copy go on without this xattr? ACLs and (for those who could set them) security

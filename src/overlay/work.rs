@@ -82,6 +82,15 @@ impl Work {
             counter: AtomicU64::new(0),
             shared_whiteout: Mutex::new(None),
         };
+        // What is made in it must not inherit anything.
+        match xattr::remove_at(
+            work.dir.as_fd(),
+            OsStr::new(""),
+            c"system.posix_acl_default",
+        ) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
         work.fresh_owner = work.probe_owner()?;
         work.tmpfile = work.probe_tmpfile()?;
         work.whiteouts_in_place = work.probe_whiteout()?;
