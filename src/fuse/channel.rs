@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -39,6 +41,16 @@ impl Device {
         let fd = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
         crate::sys::fuse::join_connection(fd.as_fd(), self.0.as_fd())?;
         Ok(Device::new(fd))
+    }
+
+    /// Another one that never waits for requests.
+    ///
+    /// # Errors
+    /// As [`try_clone`](Self::try_clone).
+    fn unwaiting(&self) -> Result<Device, Errno> {
+        let device = self.try_clone()?;
+        rustix::fs::fcntl_setfl(device.fd(), OFlags::NONBLOCK)?;
+        Ok(device)
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -190,10 +202,61 @@ pub(super) fn serve(device: &Device, filesystem: &Arc<Filesystem>) -> io::Result
     let payload = filesystem.agreed().payload();
     let mut request = vec![0; request_room(payload)];
     let mut reply = vec![0; REPLY_HEADER + payload];
+    let quick = match filesystem.options.clone_fd {
+        true => device.unwaiting().ok(),
+        false => None,
+    };
     while let Some(bytes) = device.next(&mut request)? {
         serve_one(device, filesystem, bytes, &mut reply);
+        if let Some(quick) = &quick
+            && !look_again(quick, filesystem, &mut request, &mut reply)?
+        {
+            break;
+        }
     }
     Ok(())
+}
+
+/// Looks for further requests for a moment before the thread sleeps: a client mostly asks again at once, and
+/// waking a thread up takes longer than answering. One thread at a time does so. `false`: the mount is over.
+fn look_again(
+    quick: &Device,
+    filesystem: &Arc<Filesystem>,
+    request: &mut [u8],
+    reply: &mut [u8],
+) -> Result<bool, Errno> {
+    const MOMENT: Duration = Duration::from_micros(40);
+    static LOOKING: AtomicBool = AtomicBool::new(false);
+    if LOOKING.swap(true, Ordering::Acquire) {
+        return Ok(true);
+    }
+    let mut since = Instant::now();
+    let over = loop {
+        match rustix::io::read(quick.fd(), &mut *request) {
+            Ok(n) => {
+                // Others may look meanwhile: this may take long.
+                LOOKING.store(false, Ordering::Release);
+                serve_one(
+                    quick,
+                    filesystem,
+                    request.get(..n).unwrap_or_default(),
+                    reply,
+                );
+                if LOOKING.swap(true, Ordering::Acquire) {
+                    return Ok(true);
+                }
+                since = Instant::now();
+            }
+            Err(Errno::NODEV | Errno::CONNABORTED) => break Ok(false),
+            Err(Errno::AGAIN) if since.elapsed() > MOMENT => break Ok(true),
+            // Whoever else wants this CPU goes first.
+            Err(Errno::AGAIN) => rustix::thread::sched_yield(),
+            Err(Errno::INTR | Errno::NOENT) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    LOOKING.store(false, Ordering::Release);
+    over
 }
 
 fn serve_one(device: &Device, filesystem: &Arc<Filesystem>, bytes: &[u8], reply: &mut [u8]) {
