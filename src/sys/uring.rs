@@ -1,7 +1,7 @@
 //! FUSE requests over io_uring: rings whose entries are buffers that the kernel puts requests into and
 //! takes replies from (Documentation/filesystems/fuse/fuse-io-uring.rst).
 //!
-//! Invariant: a buffer is only touched here while its entry is [`Owner::Us`]; from a submission until its
+//! Invariant: a buffer is only touched here while its entry is `Owner::Us`; from a submission until its
 //! completion it is the kernel's.
 #![allow(unsafe_code)]
 
