@@ -520,7 +520,7 @@ impl Overlay {
                     .chown(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
             }
             // Files are made with their mode, but set-id bits go with a change of the owner.
-            let made_with_it = is_file(st) && mode & 0o7000 == 0;
+            let made_with_it = fresh.is_some() && is_file(st) && mode & 0o7000 == 0;
             if !is_symlink(mode) && !made_with_it {
                 sysfs::chmod_at(to, to_name, mode & 0o7777)?;
             }

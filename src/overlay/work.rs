@@ -21,7 +21,7 @@ pub(crate) struct Work {
     pub dir: OwnedFd,
     /// `work/index`, where hard links of lower files are kept together.
     pub index: Option<OwnedFd>,
-    /// Owner and group of what is made in `work/work`.
+    /// Owner and group of what is made in `work/work`, with the mode that is asked for. `None`: with another.
     pub fresh_owner: Option<(u32, u32)>,
     /// Does the file system have `O_TMPFILE`?
     pub tmpfile: bool,
@@ -101,9 +101,11 @@ impl Work {
     fn probe_owner(&self) -> Result<Option<(u32, u32)>, Errno> {
         let temp = self.temp();
         let dir = self.dir.as_fd();
-        rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU)?;
+        rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU | Mode::RWXG | Mode::RWXO)?;
         let st = super::attr::stat_at(dir, &temp.name)?;
-        Ok(Some((st.stx_uid, st.stx_gid)))
+        // Under a umask what is made needs more than an owner: then nothing is taken for granted.
+        let whole = st.stx_mode & 0o777 == 0o777;
+        Ok(whole.then_some((st.stx_uid, st.stx_gid)))
     }
 
     fn probe_tmpfile(&self) -> Result<bool, Errno> {
