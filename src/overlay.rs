@@ -56,7 +56,7 @@ pub mod validate;
 mod work;
 mod xattrs;
 
-pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
+pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp, without_set_ids};
 pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, Uuid, XattrPermissions, Xino};
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;

@@ -10,7 +10,9 @@ use super::refresh::REFRESH_XATTR;
 use super::service::{Done, Filesystem, STAT_XATTR, caller, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
 use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
-use crate::overlay::{Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow};
+use crate::overlay::{
+    Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow, without_set_ids,
+};
 use crate::sys::xattr::SetFlags;
 
 impl Filesystem {
@@ -156,10 +158,7 @@ impl Filesystem {
     fn drop_set_ids(&self, head: &Header, out: &mut Out<'_>) -> Done {
         let attr = self.overlay.getattr(head.node)?;
         let mode = u32::from(attr.perm);
-        let mut kept = mode & !0o4000;
-        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(head, attr.gid)) {
-            kept &= !0o2000;
-        }
+        let kept = without_set_ids(mode, || in_group(head, attr.gid));
         if kept == mode || attr.kind != Kind::File || head.uid == 0 {
             return self.attr(out, Ok(attr));
         }

@@ -190,6 +190,16 @@ impl SetAttr {
     }
 }
 
+/// The permission bits that stay when somebody without `CAP_FSETID` changes the contents of a file
+/// (`setattr_should_drop_suidgid`). `in_group`: is the caller in the file's group?
+pub fn without_set_ids(mode: u32, in_group: impl FnOnce() -> bool) -> u32 {
+    let mut kept = mode & !0o4000;
+    if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group()) {
+        kept &= !0o2000;
+    }
+    kept
+}
+
 pub(crate) fn to_timespec(t: Option<SetTime>) -> TimeSpec {
     match t {
         None => TimeSpec::Omit,

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec, without_set_ids};
 use super::copy_up::CopyData;
 use super::file::WriteHow;
 use super::ids::link_target;
@@ -215,10 +215,7 @@ impl Overlay {
         };
         let st = self.shown_at(dir, name)?;
         let mode = u32::from(st.stx_mode) & 0o7777;
-        let mut kept = mode & !0o4000;
-        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(self.ids.shown_gid(st.stx_gid))) {
-            kept &= !0o2000;
-        }
+        let kept = without_set_ids(mode, || in_group(self.ids.shown_gid(st.stx_gid)));
         if kept != mode {
             self.set_owner_and_mode(dir, name, &SetAttr::mode(kept))?;
         }
