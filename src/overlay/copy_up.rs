@@ -574,7 +574,7 @@ fn create_exclusive(work: &Work, name: &OsStr, mode: u32) -> Result<OwnedFd, Err
 }
 
 /// The permission bits that a copy can be made with, so that they needn't be set afterwards.
-pub(crate) fn plain_mode(st: &Statx) -> u32 {
+fn plain_mode(st: &Statx) -> u32 {
     u32::from(st.stx_mode) & 0o777
 }
 

@@ -364,18 +364,8 @@ impl Overlay {
             dir: Arc::clone(at),
             name: Some(name.into()),
         };
-        let mut found = Found {
-            stat: st,
-            upper_ino: 0,
-            upper_alias: false,
-            identity,
-            protection: Protection::of_lower(self.lowers.layer(at), &st),
-            what: FoundKind::Dir {
-                lowers: Vec::new(),
-                redirect: None,
-                xattr_whiteouts: false,
-            },
-        };
+        let (mut stat, mut upper_ino) = (st, 0);
+        let mut protection = Protection::of_lower(self.lowers.layer(at), &st);
         // An empty file has no data to be anywhere else.
         let mut data = None;
         if is_file(&st) && st.stx_size > 0 {
@@ -388,22 +378,28 @@ impl Overlay {
         if st.stx_nlink > 1
             && let Some((hex, upper)) = self.find_index(fd.as_fd(), name, at)?
         {
-            (found.stat, found.upper_ino) = (upper, upper.stx_ino);
+            (stat, upper_ino) = (upper, upper.stx_ino);
             let marks = self.index_marks(&hex)?;
-            found.protection = marks.protection;
+            protection = marks.protection;
             data = marks
                 .metacopy
                 .then(|| data.unwrap_or_else(|| lower.as_data(&st)));
             redirect = marks.redirect.filter(|_| data.is_some());
             index = Some(hex);
         }
-        found.what = FoundKind::Other {
-            lower: Some(lower),
-            index,
-            data,
-            redirect,
-        };
-        Ok(found)
+        Ok(Found {
+            stat,
+            upper_ino,
+            upper_alias: false,
+            identity,
+            protection,
+            what: FoundKind::Other {
+                lower: Some(lower),
+                index,
+                data,
+                redirect,
+            },
+        })
     }
 
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
