@@ -18,6 +18,7 @@ mod upper_check;
 use super::layers::Made;
 use super::mounts::Dirs;
 use super::sys;
+use upper_check::{nlink, unhex};
 
 /// Bytes of `struct ovl_fh` before the file handle: version, magic, length, flags, type, uuid.
 const HEADER: usize = 5 + 16;
@@ -285,32 +286,6 @@ impl Checker<'_> {
         }
         Ok(())
     }
-}
-
-/// The link count that `overlay.nlink` stands for.
-fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
-    let (base, difference) = value.split_first()?;
-    let difference: i64 = std::str::from_utf8(difference)
-        .ok()?
-        .trim_start_matches('+')
-        .parse()
-        .ok()?;
-    match base {
-        b'U' => Some(upper as i64 + difference),
-        b'L' => Some(lower as i64 + difference),
-        _ => None,
-    }
-}
-
-fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(text).ok()?;
-    if text.is_empty() || !text.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok())
-        .collect()
 }
 
 /// The check itself: each fault that it is there to find.

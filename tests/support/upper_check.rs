@@ -739,7 +739,7 @@ fn handle(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The link count that `overlay.nlink` stands for.
-fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
+pub fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
     let (base, difference) = value.split_first()?;
     let difference: i64 = std::str::from_utf8(difference)
         .ok()?
@@ -753,7 +753,8 @@ fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
     }
 }
 
-fn unhex(text: &[u8]) -> Option<Vec<u8>> {
+/// The bytes that hexadecimal digits stand for.
+pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     if text.is_empty() || !text.len().is_multiple_of(2) {
         return None;
