@@ -44,6 +44,8 @@ mod channel;
 mod filesystem;
 mod ioctl;
 pub mod mount;
+mod opens;
+mod passthrough;
 mod refresh;
 mod requests;
 mod service;
@@ -55,9 +57,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::overlay::Overlay;
+use crate::sys::process::has_cap_sys_admin_in_init_ns;
 use channel::{Device, Notifier};
+use passthrough::Paths;
 use service::Filesystem;
-use wire::abi::init::OVER_IO_URING;
+use wire::abi::init::{OVER_IO_URING, PASSTHROUGH};
 use wire::init::InitIn;
 
 /// Whether file data goes past the daemon.
@@ -65,8 +69,10 @@ use wire::init::InitIn;
 pub enum Passthrough {
     /// Never.
     Off,
-    /// Wherever it can be done.
+    /// Wherever it can be done; else there is no session.
     On,
+    /// Wherever it can be done; else a warning.
+    Preferred,
     /// Where it pays.
     Auto,
 }
@@ -114,6 +120,9 @@ pub enum SessionError {
     /// The kernel and we did not agree on how to talk.
     #[error("the FUSE handshake failed: {0}")]
     Handshake(#[source] io::Error),
+    /// File data can't go past the daemon.
+    #[error("passthrough=on can't be had: {0}")]
+    Passthrough(&'static str),
     /// Reading requests failed.
     #[error("serving FUSE requests failed: {0}")]
     Serve(#[source] io::Error),
@@ -131,7 +140,7 @@ impl Session {
     /// Shakes hands with the kernel on a descriptor from [`mount::mount`].
     ///
     /// # Errors
-    /// [`SessionError::Handshake`].
+    /// [`SessionError::Handshake`], [`SessionError::Passthrough`].
     pub fn new(
         overlay: Arc<Overlay>,
         fd: OwnedFd,
@@ -139,8 +148,13 @@ impl Session {
     ) -> Result<Session, SessionError> {
         let device = Device::new(fd);
         let mut workers = Vec::new();
+        let mut refused = passthrough_refused();
         let wanted = |kernel: &InitIn| {
-            let mut wanted = service::wanted(options);
+            if kernel.flags & PASSTHROUGH == 0 {
+                refused = refused.or(Some("this kernel doesn't offer it (Linux 6.9 does)"));
+            }
+            let passes = options.passthrough != Passthrough::Off && refused.is_none();
+            let mut wanted = service::wanted(options, passes);
             workers = ring_workers(options, kernel, wanted.payload());
             if !workers.is_empty() {
                 wanted.flags |= OVER_IO_URING;
@@ -149,7 +163,15 @@ impl Session {
         };
         let agreed = channel::shake_hands(&device, wanted).map_err(SessionError::Handshake)?;
         tracing::debug!(?agreed, "the kernel answers");
-        let filesystem = Filesystem::new(overlay, options.clone(), agreed);
+        match (options.passthrough, refused) {
+            (Passthrough::On, Some(why)) => return Err(SessionError::Passthrough(why)),
+            (Passthrough::Preferred, Some(why)) => tracing::warn!("no passthrough: {why}"),
+            (Passthrough::Auto, Some(why)) => tracing::debug!("no passthrough: {why}"),
+            _ => {}
+        }
+        let paths = agreed.has(PASSTHROUGH);
+        let paths = paths.then(|| Arc::new(Paths::new(device.clone())));
+        let filesystem = Filesystem::new(overlay, options.clone(), agreed, paths);
         filesystem
             .notifier
             .get_or_init(|| Notifier::new(device.clone()));
@@ -173,6 +195,12 @@ impl Session {
         }
         served
     }
+}
+
+/// Why this process can't have file data go past it; `None`: as far as it goes, it can.
+pub fn passthrough_refused() -> Option<&'static str> {
+    let refused = !has_cap_sys_admin_in_init_ns();
+    refused.then_some("it takes CAP_SYS_ADMIN in the initial user namespace")
 }
 
 /// Serves with all threads, this one among them.

@@ -48,7 +48,7 @@ pub struct MountPlan {
 /// Puts a plan together. `cwd` is what relative paths start from, `cpus` how many threads suit the machine.
 pub fn plan(options: MountOptions, invocation: Invocation, cwd: &Path, cpus: usize) -> MountPlan {
     let read_only = options.read_only || options.upper.is_none();
-    let session = session(&options, read_only, cpus);
+    let session = session(&options, invocation.dialect, read_only, cpus);
     let subtype = options
         .subtype
         .clone()
@@ -115,15 +115,25 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config
 }
 
-fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptions {
+fn session(
+    options: &MountOptions,
+    dialect: Dialect,
+    read_only: bool,
+    cpus: usize,
+) -> SessionOptions {
     // The data path that works everywhere, and the faster one for most, is the cached one.
-    let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
+    let passthrough = match (options.passthrough, dialect) {
+        (None, _) => Passthrough::Off,
+        (Some(Passthrough::On), Dialect::Helper) => Passthrough::Preferred,
+        (Some(asked), _) => asked,
+    };
     SessionOptions {
         io_uring: options.io_uring.unwrap_or(IoUring::Off),
         threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        writeback: options.writeback.unwrap_or(passthrough != Passthrough::On),
+        // Where file data goes past the daemon there is none.
+        writeback: options.writeback.unwrap_or(true),
         passthrough,
         max_write: options
             .max_write

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::answer::Answer;
 use super::refresh::REFRESH_XATTR;
-use super::service::{Done, Filesystem, STAT_XATTR, caller, fits, in_group, xattr};
+use super::service::{Done, Filesystem, STAT_XATTR, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
 use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
 use crate::overlay::{
@@ -21,13 +21,21 @@ impl Filesystem {
     /// `ENOSYS` has the kernel not ask again. OPEN, OPENDIR, CREATE: see [`super`]. FLUSH: nothing is
     /// kept back here, and the kernel writes its pages before it asks. INTERRUPT: nothing here can
     /// be broken off.
-    pub(super) fn carry_out(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
+    ///
+    /// `known_as`: the node as the kernel names it, `head.node` being the object that it stands for.
+    pub(super) fn carry_out(
+        &self,
+        head: &Header,
+        known_as: u64,
+        op: Op<'_>,
+        out: &mut Out<'_>,
+    ) -> Answer {
         let node = head.node;
         let done = match op {
             Op::Lookup { name } => self.lookup(node, name, out),
-            Op::Forget { count } => return self.forget(std::iter::once((node, count))),
+            Op::Forget { count } => return self.forget(std::iter::once((known_as, count))),
             Op::BatchForget(forgets) => return self.forget(forgets),
-            Op::Getattr => self.attr(out, self.overlay.getattr(node)),
+            Op::Getattr => self.attr(out, node, self.overlay.getattr(node)),
             Op::Statx => self.statx(node, out),
             Op::Setattr(set) => self.setattr(head, &set, out),
             Op::Readlink => self.readlink(node, out),
@@ -53,9 +61,19 @@ impl Filesystem {
                 new_name,
                 flags,
             } => self.rename((node, name), (to, new_name), flags),
-            Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
-            Op::Open | Op::Opendir | Op::Create | Op::Flush => Err(Errno::NOSYS),
-            Op::Tmpfile { mode, umask } => self.tmpfile(head, (mode, umask), out),
+            Op::Link { node: id, name } => {
+                let id = self.object(id);
+                self.entry(out, self.overlay.link(id, node, name, true))
+            }
+            Op::Open(open) => self.open(head, known_as, &open, out),
+            Op::Create {
+                name,
+                mode,
+                umask,
+                open,
+            } => self.create(head, name, (mode, umask), &open, out),
+            Op::Opendir | Op::Flush => Err(Errno::NOSYS),
+            Op::Tmpfile { mode, umask, open } => self.tmpfile(head, (mode, umask), &open, out),
             Op::Read { offset, size } => self.read(node, offset, size, out),
             Op::Write {
                 offset,
@@ -83,10 +101,18 @@ impl Filesystem {
                 length,
                 mode,
             } => self.fallocate(head, (offset, length), mode),
-            Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
-            Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
+            Op::Lseek {
+                handle,
+                offset,
+                whence,
+            } => return self.lseek((known_as, node), handle, (offset, whence), out),
+            Op::CopyFileRange(copy) => self.copy_file_range((head, known_as), &copy, out),
             Op::Interrupt | Op::Other => Err(Errno::NOSYS),
-            Op::Release | Op::Releasedir | Op::Destroy => Ok(()),
+            Op::Release => {
+                self.release(known_as);
+                Ok(())
+            }
+            Op::Releasedir | Op::Destroy => Ok(()),
             Op::Init(_) => Err(Errno::PROTO),
         };
         done.into()
@@ -116,14 +142,14 @@ impl Filesystem {
 
     fn forget(&self, forgets: impl Iterator<Item = (u64, u64)>) -> Answer {
         for (node, count) in forgets {
-            self.overlay.forget(node, count);
+            self.forget_one(node, count);
         }
         Answer::Silence
     }
 
     fn statx(&self, node: u64, out: &mut Out<'_>) -> Done {
         let (attr, birth) = self.overlay.statx(node)?;
-        fits(reply::statx(out, self.keep_for(&attr), &attr, birth))
+        fits(reply::statx(out, self.keep_for(node, &attr), &attr, birth))
     }
 
     fn setattr(&self, head: &Header, set: &SetAttrIn, out: &mut Out<'_>) -> Done {
@@ -147,7 +173,8 @@ impl Filesystem {
             mtime: set.mtime,
             keep_mtime: self.options.writeback,
         };
-        self.attr(out, self.overlay.setattr(head.node, &set, unprivileged))
+        let done = self.overlay.setattr(head.node, &set, unprivileged);
+        self.attr(out, head.node, done)
     }
 
     /// A SETATTR of nothing comes before a write by somebody without CAP_FSETID to a file with
@@ -160,13 +187,14 @@ impl Filesystem {
         let mode = u32::from(attr.perm);
         let kept = without_set_ids(mode, || in_group(head, attr.gid));
         if kept == mode || attr.kind != Kind::File || head.uid == 0 {
-            return self.attr(out, Ok(attr));
+            return self.attr(out, head.node, Ok(attr));
         }
         let set = SetAttr {
             perm: Some(kept),
             ..SetAttr::default()
         };
-        self.attr(out, self.overlay.setattr(head.node, &set, None))
+        let done = self.overlay.setattr(head.node, &set, None);
+        self.attr(out, head.node, done)
     }
 
     fn readlink(&self, node: u64, out: &mut Out<'_>) -> Done {
@@ -202,14 +230,6 @@ impl Filesystem {
             _ => return Err(Errno::INVAL),
         };
         self.overlay.rename(from.0, from.1, to.0, to.1, mode)
-    }
-
-    fn tmpfile(&self, head: &Header, (mode, umask): (u32, u32), out: &mut Out<'_>) -> Done {
-        let made = self
-            .overlay
-            .create_tmpfile(&caller(head, umask), head.node, mode);
-        self.entry(out, made)?;
-        fits(reply::opened(out))
     }
 
     fn read(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Done {
@@ -255,12 +275,16 @@ impl Filesystem {
         let listed = self.overlay.readdir_plus(node, offset, &mut |e, found| {
             // What can't be looked up has no node, and `.` and `..` need none.
             let known = found.map(|(node, attr)| Known {
-                node: node.id(),
+                node: self.looked_up(node.id()),
                 keep_name: self.ttl,
-                keep_attr: self.keep_for(attr),
+                keep_attr: self.keep_for(node.id(), attr),
                 attr,
             });
-            more(reply::direntplus(&mut room, &dirent(&e), known))
+            let written = reply::direntplus(&mut room, &dirent(&e), known);
+            if let (false, Some(known), Some(paths)) = (written, known, &self.paths) {
+                paths.forget_node(known.node, 1);
+            }
+            more(written)
         });
         let length = room.len();
         out.claim(length);
@@ -361,7 +385,13 @@ impl Filesystem {
         })
     }
 
-    fn lseek(&self, node: u64, offset: u64, whence: u32, out: &mut Out<'_>) -> Answer {
+    fn lseek(
+        &self,
+        nodes: (u64, u64),
+        handle: u64,
+        (offset, whence): (u64, u32),
+        out: &mut Out<'_>,
+    ) -> Answer {
         let hole = match whence.cast_signed() {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
@@ -370,11 +400,22 @@ impl Filesystem {
         if i64::try_from(offset).is_err() {
             return Answer::Error(Errno::NXIO);
         }
-        self.seek(node, offset, hole, out)
+        match self.seek_left_behind(nodes, handle, (offset, hole)) {
+            Ok(None) => self.seek(nodes.1, offset, hole, out),
+            Ok(Some(found)) => fits(out.u64(found)).into(),
+            Err(e) => Answer::Error(e),
+        }
     }
 
-    fn copy_file_range(&self, head: &Header, copy: &CopyIn, out: &mut Out<'_>) -> Done {
-        let (from, to) = ((head.node, copy.from_offset), (copy.to, copy.to_offset));
+    fn copy_file_range(
+        &self,
+        (head, known_as): (&Header, u64),
+        copy: &CopyIn,
+        out: &mut Out<'_>,
+    ) -> Done {
+        self.check_source(known_as, head.node, copy)?;
+        let from = (head.node, copy.from_offset);
+        let to = (self.object(copy.to), copy.to_offset);
         let copied = Filesystem::unprivileged(head, head.uid != 0, |unprivileged| {
             let how = WriteHow {
                 unprivileged,

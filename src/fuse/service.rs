@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::SessionOptions;
 use super::answer::Answer;
 use super::channel::Notifier;
+use super::passthrough::Paths;
 use super::requests::{Request, RequestCounts};
 use super::wire::abi::init;
 use super::wire::fields::Body;
@@ -32,6 +33,8 @@ pub(super) struct Filesystem {
     pub overlay: Arc<Overlay>,
     pub options: SessionOptions,
     pub ttl: Duration,
+    /// Opens are answered. `None`: they are left to the kernel.
+    pub paths: Option<Arc<Paths>>,
     agreed: Agreed,
     dialect: Dialect,
     /// Set once the session stands.
@@ -49,6 +52,7 @@ impl Filesystem {
         overlay: Arc<Overlay>,
         mut options: SessionOptions,
         agreed: Agreed,
+        paths: Option<Arc<Paths>>,
     ) -> Filesystem {
         let seconds = options
             .timeout
@@ -60,6 +64,7 @@ impl Filesystem {
             forgetting: Arc::default(),
             overlay,
             options,
+            paths,
             ttl,
             dialect: Dialect {
                 setxattr_ext: agreed.has(init::SETXATTR_EXT),
@@ -83,6 +88,18 @@ impl Filesystem {
     /// Counts the request and answers it. A panic would end the thread and in the end the mount:
     /// it becomes `EIO`, and a line in the log.
     pub(super) fn answer(&self, head: &Header, body: Body<'_>, out: &mut Out<'_>) -> Answer {
+        let node = head.node;
+        let of_object;
+        let head = match &self.paths {
+            None => head,
+            Some(paths) => {
+                of_object = Header {
+                    node: paths.object(node),
+                    ..*head
+                };
+                &of_object
+            }
+        };
         let op = match Op::decode(head, body, self.dialect) {
             Ok(op) => op,
             Err(e) => {
@@ -92,7 +109,7 @@ impl Filesystem {
         };
         self.counts.count(Request::of(&op));
         let unanswered = matches!(op, Op::Forget { .. } | Op::BatchForget(_));
-        let answered = catch_unwind(AssertUnwindSafe(|| self.carry_out(head, op, out)));
+        let answered = catch_unwind(AssertUnwindSafe(|| self.carry_out(head, node, op, out)));
         answered.unwrap_or_else(|_| {
             tracing::error!("internal error while answering a request");
             match unanswered {
@@ -102,9 +119,22 @@ impl Filesystem {
         })
     }
 
-    /// How long the kernel may keep these attributes.
-    pub(super) fn keep_for(&self, attr: &Attr) -> Duration {
-        if attr.settled {
+    /// The object that a node of the kernel's stands for.
+    pub(super) fn object(&self, node: u64) -> u64 {
+        self.paths.as_ref().map_or(node, |paths| paths.object(node))
+    }
+
+    /// The node to tell the kernel of for an object, whose lookup it counts.
+    pub(super) fn looked_up(&self, object: u64) -> u64 {
+        let paths = self.paths.as_ref();
+        paths.map_or(object, |paths| paths.looked_up(object))
+    }
+
+    /// How long the kernel may keep these attributes of an object.
+    pub(super) fn keep_for(&self, object: u64, attr: &Attr) -> Duration {
+        let paths = self.paths.as_ref();
+        let unseen = paths.is_some_and(|paths| paths.changes_unseen(object));
+        if attr.settled && !unseen {
             self.ttl
         } else {
             Duration::ZERO
@@ -113,13 +143,14 @@ impl Filesystem {
 
     pub(super) fn entry(&self, out: &mut Out<'_>, made: Created) -> Done {
         let (node, attr) = made?;
-        let keep = self.keep_for(&attr);
-        fits(reply::entry(out, node.id(), self.ttl, keep, &attr))
+        let keep = self.keep_for(node.id(), &attr);
+        let known_as = self.looked_up(node.id());
+        fits(reply::entry(out, known_as, self.ttl, keep, &attr))
     }
 
-    pub(super) fn attr(&self, out: &mut Out<'_>, attr: Result<Attr, Errno>) -> Done {
+    pub(super) fn attr(&self, out: &mut Out<'_>, object: u64, attr: Result<Attr, Errno>) -> Done {
         let attr = attr?;
-        fits(reply::attr(out, self.keep_for(&attr), &attr))
+        fits(reply::attr(out, self.keep_for(object, &attr), &attr))
     }
 
     pub(super) fn create_node(
@@ -146,6 +177,16 @@ impl Filesystem {
         map.insert("open_fds".into(), fds.into());
         map.insert("fd_limit".into(), limit.into());
         map.insert("threads".into(), self.options.threads.into());
+        let path = match &self.paths {
+            Some(paths) => {
+                for (name, count) in paths.counters() {
+                    map.insert(name.into(), count.into());
+                }
+                "passthrough"
+            }
+            None => "cached",
+        };
+        map.insert("data_path".into(), path.into());
         for (name, count) in self.counts.seen() {
             map.insert(format!("requests_{name}"), count.into());
         }
@@ -175,6 +216,10 @@ impl Filesystem {
         const AT_ONCE: usize = 4;
         let running = Arc::clone(&self.forgetting);
         let name = self.overlay.name_of(node);
+        let nodes = match &self.paths {
+            Some(paths) => paths.nodes_of(node),
+            None => vec![node],
+        };
         Box::new(move || {
             if running.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
                 running.fetch_sub(1, Ordering::AcqRel);
@@ -182,7 +227,10 @@ impl Filesystem {
             }
             let done = Arc::clone(&running);
             let forget = move || {
-                let mut result = notifier.inval_inode(node);
+                let mut result = Ok(());
+                for node in &nodes {
+                    result = result.and(notifier.inval_inode(*node));
+                }
                 if let Some((parent, name)) = name {
                     result = result.and(notifier.inval_entry(parent, &name));
                 }
@@ -255,7 +303,7 @@ impl Filesystem {
 /// directory mostly looks at what is in it next, and the kernel's guess fails for everything that reads a large
 /// directory to its end before: the first `find -ls` of 100,000 files in 200 directories took 1.4 s with and 3.6 s
 /// without (the kernel's overlayfs 1.0 s). The first plain `find` is slower for it (1.1 s, 0.5 s).
-pub(super) fn wanted(options: &SessionOptions) -> Wanted {
+pub(super) fn wanted(options: &SessionOptions, passes_through: bool) -> Wanted {
     let mut flags = init::ASYNC_READ
         | init::BIG_WRITES
         | init::PARALLEL_DIROPS
@@ -274,6 +322,11 @@ pub(super) fn wanted(options: &SessionOptions) -> Wanted {
     }
     if options.writeback {
         flags |= init::WRITEBACK_CACHE;
+    }
+    if passes_through {
+        flags &= !(init::WRITEBACK_CACHE | init::NO_OPEN_SUPPORT);
+        // OPENs are sent: each brings its truncation along.
+        flags |= init::PASSTHROUGH | init::ATOMIC_O_TRUNC;
     }
     Wanted {
         flags,

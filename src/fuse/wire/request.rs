@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use super::abi::{
-    self, FSYNC_DATA_ONLY, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr,
+    self, FSYNC_DATA_ONLY, OPEN_KILL_SUIDGID, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr,
     opcode,
 };
 use super::extension;
@@ -70,9 +70,20 @@ pub(in crate::fuse) struct SetAttrIn {
     pub nothing: bool,
 }
 
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::fuse) struct OpenIn {
+    /// `O_*`, without those that concern the name.
+    pub flags: u32,
+    /// The truncation takes set-id bits away: the caller lacks `CAP_FSETID`.
+    pub kill_suidgid: bool,
+}
+
 /// Bytes of one file to go to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct CopyIn {
+    /// The handle of the source.
+    pub from_handle: u64,
     pub from_offset: u64,
     pub to: u64,
     pub to_offset: u64,
@@ -150,13 +161,17 @@ pub(in crate::fuse) enum Op<'a> {
         node: u64,
         name: &'a OsStr,
     },
-    Open,
-    /// OPEN and CREATE are left to the kernel, so their flags don't count; that to clear set-id bits
-    /// comes only with a truncation that SETATTR isn't sent for, which we don't ask for.
-    Create,
+    Open(OpenIn),
+    Create {
+        name: &'a OsStr,
+        mode: u32,
+        umask: u32,
+        open: OpenIn,
+    },
     Tmpfile {
         mode: u32,
         umask: u32,
+        open: OpenIn,
     },
     Read {
         offset: u64,
@@ -213,6 +228,7 @@ pub(in crate::fuse) enum Op<'a> {
         mode: u32,
     },
     Lseek {
+        handle: u64,
         offset: u64,
         whence: u32,
     },
@@ -298,13 +314,23 @@ impl<'a> Op<'a> {
             }
             opcode::CREATE | opcode::TMPFILE => {
                 let (mut fixed, mut rest) = body.split(16)?;
-                fixed.u32()?;
+                let flags = fixed.u32()?;
                 let (mode, umask) = (fixed.u32()?, fixed.u32()?);
-                rest.name()?;
+                let kill_suidgid = fixed.u32()? & OPEN_KILL_SUIDGID != 0;
+                let open = OpenIn {
+                    flags,
+                    kill_suidgid,
+                };
+                let name = rest.name()?;
                 extension::check(header, rest)?;
                 match header.opcode {
-                    opcode::TMPFILE => Op::Tmpfile { mode, umask },
-                    _ => Op::Create,
+                    opcode::TMPFILE => Op::Tmpfile { mode, umask, open },
+                    _ => Op::Create {
+                        name,
+                        mode,
+                        umask,
+                        open,
+                    },
                 }
             }
             opcode::LINK => {
@@ -406,9 +432,13 @@ impl<'a> Op<'a> {
             }
             _ => {
                 let (mut fixed, _) = body.split(24)?;
-                fixed.u64()?;
+                let handle = fixed.u64()?;
                 let (offset, whence) = (fixed.u64()?, fixed.u32()?);
-                Op::Lseek { offset, whence }
+                Op::Lseek {
+                    handle,
+                    offset,
+                    whence,
+                }
             }
         })
     }
@@ -441,12 +471,13 @@ impl<'a> Op<'a> {
             }
             other => {
                 let (mut fixed, _) = body.split(56)?;
-                fixed.u64()?;
+                let from_handle = fixed.u64()?;
                 let (from_offset, to) = (fixed.u64()?, fixed.u64()?);
                 fixed.u64()?;
                 let (to_offset, len) = (fixed.u64()?, fixed.u64()?);
                 let wide = other == opcode::COPY_FILE_RANGE_64;
                 Op::CopyFileRange(CopyIn {
+                    from_handle,
                     from_offset,
                     to,
                     to_offset,
@@ -476,7 +507,7 @@ impl<'a> Op<'a> {
             opcode::FLUSH => Op::Flush,
             opcode::SYNCFS => Op::Syncfs,
             opcode::INIT => Op::Init(decode_init(body)?),
-            opcode::OPEN => Op::Open,
+            opcode::OPEN => Op::Open(decode_open(body)?),
             opcode::OPENDIR => Op::Opendir,
             opcode::RELEASEDIR => Op::Releasedir,
             opcode::INTERRUPT => Op::Interrupt,
@@ -500,6 +531,15 @@ fn decode_init(body: Body<'_>) -> Result<InitIn, Malformed> {
         minor,
         max_readahead,
         flags: flags | more,
+    })
+}
+
+/// `struct fuse_open_in`.
+fn decode_open(body: Body<'_>) -> Result<OpenIn, Malformed> {
+    let (mut fixed, _) = body.split(8)?;
+    Ok(OpenIn {
+        flags: fixed.u32()?,
+        kill_suidgid: fixed.u32()? & OPEN_KILL_SUIDGID != 0,
     })
 }
 
