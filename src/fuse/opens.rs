@@ -247,8 +247,9 @@ impl Filesystem {
         };
         let object = paths.forget_node(node, count);
         self.overlay.forget(object, count);
-        if self.overlay.node(object).is_err() {
-            paths.forget_object(object);
+        let gone = || self.overlay.node(object).is_err();
+        if gone() {
+            paths.forget_object(object, gone);
         }
     }
 

@@ -310,9 +310,22 @@ impl Paths {
         self.marks.get(&object).is_some_and(|m| m.mapped) || self.is_split(object)
     }
 
-    /// The kernel doesn't know the object any more.
-    pub(super) fn forget_object(&self, object: u64) {
-        self.marks.remove(&object);
+    /// Drops what is remembered of an object if it is one no more, which `gone` says.
+    pub(super) fn forget_object(&self, object: u64, gone: impl Fn() -> bool) {
+        self.marks.remove_if(&object, |_, _| gone());
+        if !self.has_aliases() {
+            return;
+        }
+        // Whoever looks the object up anew does so before it asks for its node, with the table locked.
+        let mut aliases = self.aliases.lock();
+        let known = aliases.objects.values();
+        let in_use = known.filter(|(o, _)| *o == object).any(|(_, n)| *n > 0);
+        if !in_use && gone() {
+            aliases.current.remove(&object);
+            aliases.objects.retain(|_, (o, _)| *o != object);
+            let left = aliases.objects.len();
+            self.alias_count.store(left, Ordering::Release);
+        }
     }
 
     fn has_aliases(&self) -> bool {
@@ -381,16 +394,9 @@ impl Paths {
         let Some((object, lookups)) = aliases.objects.get_mut(&node) else {
             return node;
         };
-        let object = *object;
+        // It stays at 0, too: the kernel looks a name up twice after an open that was refused.
         *lookups = lookups.saturating_sub(count);
-        if *lookups == 0 {
-            aliases.objects.remove(&node);
-            if aliases.current.get(&object) == Some(&node) {
-                aliases.current.remove(&object);
-            }
-            self.alias_count.store(aliases.objects.len(), Ordering::Release);
-        }
-        object
+        *object
     }
 
     /// For `rovl stat`: names and numbers.
