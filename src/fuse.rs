@@ -170,7 +170,7 @@ impl Session {
             _ => {}
         }
         let paths = agreed.has(PASSTHROUGH);
-        let paths = paths.then(|| Arc::new(Paths::new(device.clone())));
+        let paths = paths.then(|| Paths::new(device.clone()));
         let filesystem = Filesystem::new(overlay, options.clone(), agreed, paths);
         filesystem
             .notifier

@@ -21,19 +21,11 @@ impl Filesystem {
     /// `ENOSYS` has the kernel not ask again. OPEN, OPENDIR, CREATE: see [`super`]. FLUSH: nothing is
     /// kept back here, and the kernel writes its pages before it asks. INTERRUPT: nothing here can
     /// be broken off.
-    ///
-    /// `known_as`: the node as the kernel names it, `head.node` being the object that it stands for.
-    pub(super) fn carry_out(
-        &self,
-        head: &Header,
-        known_as: u64,
-        op: Op<'_>,
-        out: &mut Out<'_>,
-    ) -> Answer {
+    pub(super) fn carry_out(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
         let node = head.node;
         let done = match op {
             Op::Lookup { name } => self.lookup(node, name, out),
-            Op::Forget { count } => return self.forget(std::iter::once((known_as, count))),
+            Op::Forget { count } => return self.forget(std::iter::once((node, count))),
             Op::BatchForget(forgets) => return self.forget(forgets),
             Op::Getattr => self.attr(out, node, self.overlay.getattr(node)),
             Op::Statx => self.statx(node, out),
@@ -61,11 +53,8 @@ impl Filesystem {
                 new_name,
                 flags,
             } => self.rename((node, name), (to, new_name), flags),
-            Op::Link { node: id, name } => {
-                let id = self.object(id);
-                self.entry(out, self.overlay.link(id, node, name, true))
-            }
-            Op::Open(open) => self.open(head, known_as, &open, out),
+            Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
+            Op::Open(open) => self.open(head, &open, out),
             Op::Create {
                 name,
                 mode,
@@ -101,15 +90,11 @@ impl Filesystem {
                 length,
                 mode,
             } => self.fallocate(head, (offset, length), mode),
-            Op::Lseek {
-                handle,
-                offset,
-                whence,
-            } => return self.lseek((known_as, node), handle, (offset, whence), out),
-            Op::CopyFileRange(copy) => self.copy_file_range((head, known_as), &copy, out),
+            Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
+            Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
             Op::Interrupt | Op::Other => Err(Errno::NOSYS),
             Op::Release => {
-                self.release(known_as);
+                self.release(node);
                 Ok(())
             }
             Op::Releasedir | Op::Destroy => Ok(()),
@@ -275,16 +260,12 @@ impl Filesystem {
         let listed = self.overlay.readdir_plus(node, offset, &mut |e, found| {
             // What can't be looked up has no node, and `.` and `..` need none.
             let known = found.map(|(node, attr)| Known {
-                node: self.looked_up(node.id()),
+                node: node.id(),
                 keep_name: self.ttl,
                 keep_attr: self.keep_for(node.id(), attr),
                 attr,
             });
-            let written = reply::direntplus(&mut room, &dirent(&e), known);
-            if let (false, Some(known), Some(paths)) = (written, known, &self.paths) {
-                paths.forget_node(known.node, 1);
-            }
-            more(written)
+            more(reply::direntplus(&mut room, &dirent(&e), known))
         });
         let length = room.len();
         out.claim(length);
@@ -385,13 +366,7 @@ impl Filesystem {
         })
     }
 
-    fn lseek(
-        &self,
-        nodes: (u64, u64),
-        handle: u64,
-        (offset, whence): (u64, u32),
-        out: &mut Out<'_>,
-    ) -> Answer {
+    fn lseek(&self, node: u64, offset: u64, whence: u32, out: &mut Out<'_>) -> Answer {
         let hole = match whence.cast_signed() {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
@@ -400,22 +375,11 @@ impl Filesystem {
         if i64::try_from(offset).is_err() {
             return Answer::Error(Errno::NXIO);
         }
-        match self.seek_left_behind(nodes, handle, (offset, hole)) {
-            Ok(None) => self.seek(nodes.1, offset, hole, out),
-            Ok(Some(found)) => fits(out.u64(found)).into(),
-            Err(e) => Answer::Error(e),
-        }
+        self.seek(node, offset, hole, out)
     }
 
-    fn copy_file_range(
-        &self,
-        (head, known_as): (&Header, u64),
-        copy: &CopyIn,
-        out: &mut Out<'_>,
-    ) -> Done {
-        self.check_source(known_as, head.node, copy)?;
-        let from = (head.node, copy.from_offset);
-        let to = (self.object(copy.to), copy.to_offset);
+    fn copy_file_range(&self, head: &Header, copy: &CopyIn, out: &mut Out<'_>) -> Done {
+        let (from, to) = ((head.node, copy.from_offset), (copy.to, copy.to_offset));
         let copied = Filesystem::unprivileged(head, head.uid != 0, |unprivileged| {
             let how = WriteHow {
                 unprivileged,

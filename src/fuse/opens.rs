@@ -4,11 +4,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::OsStr;
 
-use super::passthrough::{Paths, Refused, Way};
+use super::passthrough::Paths;
 use super::service::{Created, Done, Filesystem, caller, fits, in_group};
 use super::wire::reply::{self, Opened, Out};
-use super::wire::request::{CopyIn, Header, OpenIn};
-use crate::overlay::{NewNode, SetAttr};
+use super::wire::request::{Header, OpenIn};
+use crate::overlay::{Contents, ContentsAt, NewNode, SetAttr};
 
 /// What an open is for.
 #[derive(Clone, Copy)]
@@ -31,40 +31,31 @@ impl Purpose {
             may_map: !reads_only && access != libc::O_WRONLY.cast_unsigned(),
         }
     }
-
-    fn truncates(self) -> bool {
-        self.flags.contains(OFlags::TRUNC)
-    }
 }
 
 impl Filesystem {
-    /// Answers OPEN. `node`: as the kernel names it, `head.node` being the object.
-    pub(super) fn open(&self, head: &Header, node: u64, open: &OpenIn, out: &mut Out<'_>) -> Done {
+    /// Answers OPEN.
+    pub(super) fn open(&self, head: &Header, open: &OpenIn, out: &mut Out<'_>) -> Done {
         let paths = self.paths.as_ref().ok_or(Errno::NOSYS)?;
         let purpose = Purpose::of(open);
-        let opened = if purpose.writes {
-            self.open_to_write(paths, (head, node), (open, purpose))?
-        } else {
-            self.answer_open(paths, (node, head.node), Way::Through, purpose)?
-        };
+        let through = !purpose.writes || self.prepare_to_write(head, (open, purpose))?;
+        let opened = self.answer_open(paths, head.node, through, purpose)?;
         fits(reply::opened(out, &opened))
     }
 
-    fn open_to_write(
+    /// Does what an open for writing brings with it: the truncation, and the copy-up unless it is WRITE that
+    /// will bring it. Gives whether the open may be passed through.
+    fn prepare_to_write(
         &self,
-        paths: &Paths,
-        (head, node): (&Header, u64),
+        head: &Header,
         (open, purpose): (&OpenIn, Purpose),
-    ) -> Result<Opened, Errno> {
-        let object = head.node;
+    ) -> Result<bool, Errno> {
+        let node = head.node;
         if self.overlay.is_read_only() {
             return Err(Errno::ROFS);
         }
-        let watched = self.overlay.watches_writes(object, purpose.flags)?;
-        if paths.is_read_in_lower(node) {
-            return Err(self.move_on(paths, (node, object)));
-        }
-        if purpose.truncates() {
+        let watched = self.overlay.watches_writes(node, purpose.flags)?;
+        if purpose.flags.contains(OFlags::TRUNC) {
             let in_group = |gid| in_group(head, gid);
             let unprivileged = open
                 .kill_suidgid
@@ -73,97 +64,43 @@ impl Filesystem {
                 size: Some(0),
                 ..SetAttr::default()
             };
-            self.overlay.setattr(object, &set, unprivileged)?;
+            self.overlay.setattr(node, &set, unprivileged)?;
         }
-        let way = match watched || self.overlay.has_privileges(object)? {
-            true => Way::Cached,
-            false => Way::Through,
-        };
-        match self.way_to_write(paths, (node, object), way, purpose) {
-            Err(Errno::BUSY) => Err(self.move_on(paths, (node, object))),
-            other => other,
+        if watched || self.overlay.has_privileges(node)? {
+            return Ok(false);
         }
-    }
-
-    /// `EBUSY`: the node is in another mode.
-    fn way_to_write(
-        &self,
-        paths: &Paths,
-        nodes: (u64, u64),
-        way: Way,
-        purpose: Purpose,
-    ) -> Result<Opened, Errno> {
-        if way == Way::Through {
-            self.overlay.bring_contents_up(nodes.1)?;
-        }
-        match self.try_open(paths, nodes, way, purpose) {
-            Ok(opened) => Ok(opened),
-            Err(Refused::Failed(e)) => Err(e),
-            // A file with set-id bits that others have open already, passed through to upper: so is this one.
-            // Before it writes the kernel itself asks us to clear them.
-            Err(Refused::Conflict) if way == Way::Cached => {
-                let watched = self.overlay.watches_writes(nodes.1, purpose.flags)?;
-                match watched {
-                    true => Err(Errno::BUSY),
-                    false => self.way_to_write(paths, nodes, Way::Through, purpose),
-                }
-            }
-            Err(Refused::Conflict) => Err(Errno::BUSY),
-        }
+        self.overlay.bring_contents_up(node)?;
+        Ok(true)
     }
 
     fn answer_open(
         &self,
         paths: &Paths,
-        nodes: (u64, u64),
-        way: Way,
+        node: u64,
+        through: bool,
         purpose: Purpose,
     ) -> Result<Opened, Errno> {
-        match self.try_open(paths, nodes, way, purpose) {
-            Ok(opened) => Ok(opened),
-            Err(Refused::Failed(e)) => Err(e),
-            Err(Refused::Conflict) => Err(self.move_on(paths, nodes)),
+        let opened = paths.open(node, || self.backing(node, through))?;
+        if opened.passes_through()
+            && purpose.writes
+            && paths.note_writer(node, purpose.may_map)
+            && let Some(notifier) = self.notifier.get()
+            // Whoever opens holds the inode: the kernel doesn't have to wait for us to get rid of it.
+            && let Err(e) = notifier.inval_attributes(node)
+        {
+            tracing::debug!(node, "attributes stay cached: {e}");
         }
-    }
-
-    fn try_open(
-        &self,
-        paths: &Paths,
-        nodes: (u64, u64),
-        way: Way,
-        purpose: Purpose,
-    ) -> Result<Opened, Refused> {
-        let object = nodes.1;
-        if purpose.writes && way == Way::Through && paths.note_writer(object, purpose.may_map) {
-            self.drop_attributes(&[nodes.0]);
-        }
-        let opened = paths.open(
-            nodes,
-            way,
-            purpose.writes,
-            || self.overlay.contents_at(object),
-            || self.overlay.contents(object),
-        )?;
         Ok(opened)
     }
 
-    /// Has the next lookup give the object another node, and the kernel look the name up again.
-    fn move_on(&self, paths: &Paths, (node, object): (u64, u64)) -> Errno {
-        paths.split(node, object);
-        self.drop_attributes(&paths.nodes_of(object));
-        Errno::STALE
-    }
-
-    /// Makes the kernel ask for attributes again. Done before the answer to an open: whoever opens holds the
-    /// inode, so that the kernel doesn't have to wait for us to get rid of it.
-    fn drop_attributes(&self, nodes: &[u64]) {
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        for node in nodes {
-            if let Err(e) = notifier.inval_attributes(*node) {
-                tracing::debug!(node, "attributes stay cached: {e}");
-            }
+    /// The file that a first open is passed through to.
+    fn backing(&self, node: u64, through: bool) -> Result<Option<Contents>, Errno> {
+        // What is in a lower may move to upper, unless there is none.
+        let stays =
+            self.overlay.is_read_only() || self.overlay.contents_at(node)? == ContentsAt::Upper;
+        match through && stays {
+            true => self.overlay.contents(node).map(Some),
+            false => Ok(None),
         }
     }
 
@@ -189,7 +126,8 @@ impl Filesystem {
         open: &OpenIn,
         out: &mut Out<'_>,
     ) -> Done {
-        let made = self.overlay.create_tmpfile(&caller(head, umask), head.node, mode);
+        let caller = caller(head, umask);
+        let made = self.overlay.create_tmpfile(&caller, head.node, mode);
         match &self.paths {
             Some(paths) => self.answer_created(paths, made, open, out),
             None => {
@@ -199,7 +137,6 @@ impl Filesystem {
         }
     }
 
-    /// Nobody else has it open, or by another name of it that was there before.
     fn answer_created(
         &self,
         paths: &Paths,
@@ -207,28 +144,16 @@ impl Filesystem {
         open: &OpenIn,
         out: &mut Out<'_>,
     ) -> Done {
-        let purpose = Purpose::of(open);
         let (node, attr) = made?;
-        let object = node.id();
-        let way = match attr.perm & 0o6000 != 0 {
-            true => Way::Cached,
-            false => Way::Through,
-        };
-        let node = paths.looked_up(object);
-        let opened = self.try_open(paths, (node, object), way, purpose);
-        let keep = self.keep_for(object, &attr);
-        match opened {
+        let through = attr.perm & 0o6000 == 0;
+        match self.answer_open(paths, node.id(), through, Purpose::of(open)) {
             Ok(opened) => {
-                let written = reply::entry(out, node, self.ttl, keep, &attr);
-                fits(written && reply::opened(out, &opened))
+                self.entry(out, Ok((node, attr)))?;
+                fits(reply::opened(out, &opened))
             }
             Err(e) => {
-                let object = paths.forget_node(node, 1);
-                self.overlay.forget(object, 1);
-                Err(match e {
-                    Refused::Failed(e) => e,
-                    Refused::Conflict => Errno::STALE,
-                })
+                self.forget_one(node.id(), 1);
+                Err(e)
             }
         }
     }
@@ -242,46 +167,9 @@ impl Filesystem {
 
     /// The kernel gives lookups of a node back.
     pub(super) fn forget_one(&self, node: u64, count: u64) {
-        let Some(paths) = &self.paths else {
-            return self.overlay.forget(node, count);
-        };
-        let object = paths.forget_node(node, count);
-        self.overlay.forget(object, count);
-        let gone = || self.overlay.node(object).is_err();
-        if gone() {
-            paths.forget_object(object, gone);
-        }
-    }
-
-    /// Answers SEEK_DATA and SEEK_HOLE of somebody who goes on reading the lower: as if the file had no
-    /// holes. `None`: the contents are where they read.
-    pub(super) fn seek_left_behind(
-        &self,
-        (node, object): (u64, u64),
-        handle: u64,
-        (offset, hole): (u64, bool),
-    ) -> Result<Option<u64>, Errno> {
-        let Some(paths) = &self.paths else {
-            return Ok(None);
-        };
-        let size = paths.left_behind(node, handle, || self.overlay.contents_at(object))?;
-        match size {
-            Some(size) if offset >= size => Err(Errno::NXIO),
-            Some(size) => Ok(Some(if hole { size } else { offset })),
-            None => Ok(None),
-        }
-    }
-
-    /// Copies from what somebody reads in a lower, while the contents are in upper, are made by the kernel's
-    /// reading and writing (`EXDEV`).
-    pub(super) fn check_source(&self, node: u64, object: u64, copy: &CopyIn) -> Done {
-        let Some(paths) = &self.paths else {
-            return Ok(());
-        };
-        let at = || self.overlay.contents_at(object);
-        match paths.left_behind(node, copy.from_handle, at)? {
-            Some(_) => Err(Errno::XDEV),
-            None => Ok(()),
+        self.overlay.forget(node, count);
+        if let Some(paths) = &self.paths {
+            paths.forget(node, || self.overlay.node(node).is_err());
         }
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::answer::Answer;
 use super::channel::Notifier;
-use super::passthrough::Paths;
 use super::service::{Filesystem, xattr};
 use super::wire::reply::Out;
 use super::wire::request::Header;
@@ -31,21 +30,17 @@ impl Filesystem {
         let Some(notifier) = self.notifier.get().cloned() else {
             return Answer::Error(Errno::IO);
         };
-        let (overlay, paths) = (Arc::clone(&self.overlay), self.paths.clone());
+        let overlay = Arc::clone(&self.overlay);
         // Invalidations wait for requests that the serving threads have to answer.
         Answer::Later(Box::new(move |out| {
-            let names = drop_caches(&overlay, &notifier, paths.as_deref())?;
+            let names = drop_caches(&overlay, &notifier)?;
             xattr(out, size, names.to_string().as_bytes())
         }))
     }
 }
 
 /// Drops what the daemon and the kernel know of the layers; gives the number of names dropped.
-fn drop_caches(
-    overlay: &Overlay,
-    notifier: &Notifier,
-    paths: Option<&Paths>,
-) -> Result<usize, Errno> {
+fn drop_caches(overlay: &Overlay, notifier: &Notifier) -> Result<usize, Errno> {
     let known = overlay.refresh()?;
     let gone = |done: Result<(), Errno>| match done {
         // A mount inside, or a directory in use: its entries are dropped one by one.
@@ -60,9 +55,7 @@ fn drop_caches(
     gone(notifier.inval_inode(ROOT_ID))?;
     for name in &known {
         if let Ok(node) = overlay.node(name.id) {
-            for id in paths.map_or(vec![name.id], |paths| paths.nodes_of(name.id)) {
-                gone(notifier.inval_inode(id))?;
-            }
+            gone(notifier.inval_inode(name.id))?;
             if node.is_dir() {
                 dirs.push(name.id);
             }

@@ -34,7 +34,7 @@ pub(super) struct Filesystem {
     pub options: SessionOptions,
     pub ttl: Duration,
     /// Opens are answered. `None`: they are left to the kernel.
-    pub paths: Option<Arc<Paths>>,
+    pub paths: Option<Paths>,
     agreed: Agreed,
     dialect: Dialect,
     /// Set once the session stands.
@@ -52,7 +52,7 @@ impl Filesystem {
         overlay: Arc<Overlay>,
         mut options: SessionOptions,
         agreed: Agreed,
-        paths: Option<Arc<Paths>>,
+        paths: Option<Paths>,
     ) -> Filesystem {
         let seconds = options
             .timeout
@@ -88,18 +88,6 @@ impl Filesystem {
     /// Counts the request and answers it. A panic would end the thread and in the end the mount:
     /// it becomes `EIO`, and a line in the log.
     pub(super) fn answer(&self, head: &Header, body: Body<'_>, out: &mut Out<'_>) -> Answer {
-        let node = head.node;
-        let of_object;
-        let head = match &self.paths {
-            None => head,
-            Some(paths) => {
-                of_object = Header {
-                    node: paths.object(node),
-                    ..*head
-                };
-                &of_object
-            }
-        };
         let op = match Op::decode(head, body, self.dialect) {
             Ok(op) => op,
             Err(e) => {
@@ -109,7 +97,7 @@ impl Filesystem {
         };
         self.counts.count(Request::of(&op));
         let unanswered = matches!(op, Op::Forget { .. } | Op::BatchForget(_));
-        let answered = catch_unwind(AssertUnwindSafe(|| self.carry_out(head, node, op, out)));
+        let answered = catch_unwind(AssertUnwindSafe(|| self.carry_out(head, op, out)));
         answered.unwrap_or_else(|_| {
             tracing::error!("internal error while answering a request");
             match unanswered {
@@ -119,21 +107,10 @@ impl Filesystem {
         })
     }
 
-    /// The object that a node of the kernel's stands for.
-    pub(super) fn object(&self, node: u64) -> u64 {
-        self.paths.as_ref().map_or(node, |paths| paths.object(node))
-    }
-
-    /// The node to tell the kernel of for an object, whose lookup it counts.
-    pub(super) fn looked_up(&self, object: u64) -> u64 {
+    /// How long the kernel may keep these attributes of a node.
+    pub(super) fn keep_for(&self, node: u64, attr: &Attr) -> Duration {
         let paths = self.paths.as_ref();
-        paths.map_or(object, |paths| paths.looked_up(object))
-    }
-
-    /// How long the kernel may keep these attributes of an object.
-    pub(super) fn keep_for(&self, object: u64, attr: &Attr) -> Duration {
-        let paths = self.paths.as_ref();
-        let unseen = paths.is_some_and(|paths| paths.changes_unseen(object));
+        let unseen = paths.is_some_and(|paths| paths.changes_unseen(node));
         if attr.settled && !unseen {
             self.ttl
         } else {
@@ -144,13 +121,12 @@ impl Filesystem {
     pub(super) fn entry(&self, out: &mut Out<'_>, made: Created) -> Done {
         let (node, attr) = made?;
         let keep = self.keep_for(node.id(), &attr);
-        let known_as = self.looked_up(node.id());
-        fits(reply::entry(out, known_as, self.ttl, keep, &attr))
+        fits(reply::entry(out, node.id(), self.ttl, keep, &attr))
     }
 
-    pub(super) fn attr(&self, out: &mut Out<'_>, object: u64, attr: Result<Attr, Errno>) -> Done {
+    pub(super) fn attr(&self, out: &mut Out<'_>, node: u64, attr: Result<Attr, Errno>) -> Done {
         let attr = attr?;
-        fits(reply::attr(out, self.keep_for(object, &attr), &attr))
+        fits(reply::attr(out, self.keep_for(node, &attr), &attr))
     }
 
     pub(super) fn create_node(
@@ -216,10 +192,6 @@ impl Filesystem {
         const AT_ONCE: usize = 4;
         let running = Arc::clone(&self.forgetting);
         let name = self.overlay.name_of(node);
-        let nodes = match &self.paths {
-            Some(paths) => paths.nodes_of(node),
-            None => vec![node],
-        };
         Box::new(move || {
             if running.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
                 running.fetch_sub(1, Ordering::AcqRel);
@@ -227,10 +199,7 @@ impl Filesystem {
             }
             let done = Arc::clone(&running);
             let forget = move || {
-                let mut result = Ok(());
-                for node in &nodes {
-                    result = result.and(notifier.inval_inode(*node));
-                }
+                let mut result = notifier.inval_inode(node);
                 if let Some((parent, name)) = name {
                     result = result.and(notifier.inval_entry(parent, &name));
                 }

@@ -62,9 +62,7 @@ impl Overlay {
             };
             let file = match data {
                 Some(data) => self.open_data(&data)?,
-                None => {
-                    self.with_object(&node, |dir, name| open_for(dir, name, OFlags::RDONLY))?
-                }
+                None => self.with_object(&node, |dir, name| open_for(dir, name, OFlags::RDONLY))?,
             };
             // A copy-up meanwhile: which of the two was opened can't be told.
             if node.place.read().contents() == at {

@@ -22,9 +22,17 @@ fn shown(meta: &fs::Metadata) -> (u64, u64, (i64, i64), (i64, i64)) {
 /// What the mount shows by name and through descriptors is what upper has.
 fn assert_shown(what: &str, upper: &Path, path: &Path, files: &[&File]) {
     let wanted = shown(&fs::metadata(upper).unwrap());
-    assert_eq!(shown(&fs::metadata(path).unwrap()), wanted, "{what}, by name");
+    assert_eq!(
+        shown(&fs::metadata(path).unwrap()),
+        wanted,
+        "{what}, by name"
+    );
     for file in files {
-        assert_eq!(shown(&file.metadata().unwrap()), wanted, "{what}, through a descriptor");
+        assert_eq!(
+            shown(&file.metadata().unwrap()),
+            wanted,
+            "{what}, through a descriptor"
+        );
     }
 }
 
@@ -90,7 +98,10 @@ fn times_follow_writes_through_a_mapping() {
         map.write(word);
         assert_shown("after a store", &upper, &path, &[]);
         let now = shown(&fs::metadata(&path).unwrap());
-        assert_ne!(now.2, before.2, "the modification time stays after store {round}");
+        assert_ne!(
+            now.2, before.2,
+            "the modification time stays after store {round}"
+        );
         before = now;
     }
     drop(file);

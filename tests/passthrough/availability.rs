@@ -55,7 +55,10 @@ fn in_a_user_namespace_auto_does_without_a_word() {
     assert!(said.status.success(), "{said:?}");
     assert_eq!(text(&said.stderr), "");
     let stdout = text(&said.stdout);
-    assert!(stdout.contains("more\n") && stdout.contains("cached"), "{stdout}");
+    assert!(
+        stdout.contains("more\n") && stdout.contains("cached"),
+        "{stdout}"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What the tests have in common.
+#![allow(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -43,4 +44,15 @@ pub fn rest_of(mut file: &File) -> Vec<u8> {
 /// Reads the file by name.
 pub fn content(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()))
+}
+
+/// truncate(2): by name, with no descriptor.
+pub fn truncate(path: &Path, size: u64) -> std::io::Result<()> {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let size = i64::try_from(size).unwrap();
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    match unsafe { libc::truncate(path.as_ptr(), size) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use crate::bench::{counter, layers_with, mount, some_bytes};
+use crate::bench::{counter, layers_with, mount, some_bytes, truncate};
 use crate::support::files::set_xattr;
 use crate::support::{Scratch, as_user, errno, sh, xattrs};
 
@@ -52,14 +52,18 @@ fn set_id_bits_go_with_a_write_by_somebody_else() {
     as_user(USER, USER, || drop(File::create(&path).unwrap()));
     assert_eq!(mode_of(&path, &upper), 0o777, "truncated by an open");
     set_mode(&path, 0o6777);
-    as_user(USER, USER, || rustix::fs::truncate(&path, 10)).unwrap();
+    as_user(USER, USER, || truncate(&path, 10)).unwrap();
     assert_eq!(mode_of(&path, &upper), 0o777, "truncated by name");
 
     // Others read it, in the lower first, then in upper.
     let (path, upper) = paths("beside");
     let in_lower = File::open(&path).unwrap();
     write_as_user(&path);
-    assert_eq!(mode_of(&path, &upper), 0o777, "beside a reader of the lower");
+    assert_eq!(
+        mode_of(&path, &upper),
+        0o777,
+        "beside a reader of the lower"
+    );
     set_mode(&path, 0o6777);
     let in_upper = File::open(&path).unwrap();
     write_as_user(&path);
@@ -99,7 +103,12 @@ fn capabilities_go_with_every_write() {
     let grant = || set_xattr(&path, "security.capability", &CAPABILITY).unwrap();
 
     let reader = File::open(&path).unwrap();
-    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 0).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(b"x", 0)
+        .unwrap();
     assert!(!capable("root wrote beside a reader of the lower"));
     drop(reader);
     grant();
@@ -117,7 +126,7 @@ fn capabilities_go_with_every_write() {
     file.write_all_at(b"x", 0).unwrap();
     assert!(!capable("root wrote through what was open before"));
     grant();
-    rustix::fs::truncate(&path, 5).unwrap();
+    truncate(&path, 5).unwrap();
     assert!(!capable("root truncated"));
     assert!(xattrs(&lower).contains_key("security.capability"));
 }
@@ -133,13 +142,25 @@ fn protected_files_are_not_written_to() {
     let (file, log) = (mounted.path("file"), mounted.path("log"));
     let reader = File::open(&log).unwrap();
     let refused = |mut options: OpenOptions, path: &Path| {
-        assert_eq!(errno(options.read(true).open(path)), libc::EPERM, "{}", path.display());
+        assert_eq!(
+            errno(options.read(true).open(path)),
+            libc::EPERM,
+            "{}",
+            path.display()
+        );
     };
     let open = OpenOptions::new;
     refused(open().write(true).clone(), &file);
     refused(open().append(true).clone(), &file);
     refused(open().write(true).clone(), &log);
-    refused(open().append(true).write(true).truncate(false).custom(libc::O_TRUNC), &log);
+    refused(
+        open()
+            .append(true)
+            .write(true)
+            .truncate(false)
+            .custom(libc::O_TRUNC),
+        &log,
+    );
     let mut appender = open().append(true).open(&log).unwrap();
     appender.write_all(b"another\n").unwrap();
     assert_eq!(fs::read(&log).unwrap(), b"line\nanother\n");

@@ -3,56 +3,106 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
 use crate::bench::{content, counter, layers_with, mount, rest_of, some_bytes};
-use crate::support::files::open_rw;
-use crate::support::{Scratch, Subject, run, sh, wait_until};
+use crate::support::files::{Map, drop_caches, open_rw, write_solid};
+use crate::support::{Mounted, Scratch, Subject, errno, require_root, run, sh, wait_until};
 
 const MANY: usize = 5_000;
+
+/// Opens all files, reads them, closes them.
+fn open_many(mounted: &Mounted, open: impl Fn(usize, &Path) -> File) {
+    let files: Vec<File> = (0..MANY)
+        .map(|i| open(i, &mounted.path(format!("f{i}"))))
+        .collect();
+    assert_eq!(counter(mounted, "backing_files"), MANY as u64);
+    let held = counter(mounted, "open_fds");
+    assert!(held < 100, "the daemon holds {held} descriptors");
+    for (i, file) in files.iter().enumerate() {
+        assert_eq!(rest_of(file), format!("text {i}").as_bytes());
+    }
+    assert_eq!(counter(mounted, "requests_read"), 0);
+    drop(files);
+    let closed = wait_until(Duration::from_secs(20), || {
+        counter(mounted, "backing_files") == 0 && counter(mounted, "open_nodes") == 0
+    });
+    assert!(closed, "{:?}", mounted.stat_json());
+}
 
 /// Each open file is one backing file, and no descriptor of the daemon's; none is left behind.
 #[test]
 fn five_thousand_open_files_cost_the_daemon_no_descriptors() {
+    require_root();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
     let scratch = Scratch::new();
     let layers = scratch.layers(1);
     for i in 0..MANY {
-        let home = if i % 2 == 0 { layers.lower() } else { &layers.upper };
-        fs::write(home.join(format!("f{i}")), format!("text {i}")).unwrap();
+        fs::write(layers.upper.join(format!("f{i}")), format!("text {i}")).unwrap();
+        fs::write(layers.lower().join(format!("f{i}")), format!("text {i}")).unwrap();
     }
     let mounted = mount(&layers, &[]);
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    )
-    .unwrap();
-    let files: Vec<File> = (0..MANY)
-        .map(|i| {
-            let path = mounted.path(format!("f{i}"));
-            match i % 4 {
-                3 => open_rw(&path),
-                _ => File::open(&path).unwrap(),
-            }
-        })
-        .collect();
-    assert_eq!(counter(&mounted, "backing_files"), MANY as u64);
-    let held = counter(&mounted, "open_fds");
-    assert!(held < 1_000, "the daemon holds {held} descriptors");
-    for (i, file) in files.iter().enumerate() {
-        assert_eq!(rest_of(file), format!("text {i}").as_bytes());
-    }
-    assert_eq!(counter(&mounted, "requests_read"), 0);
-    drop(files);
-    let closed = wait_until(Duration::from_secs(20), || {
-        counter(&mounted, "backing_files") == 0 && counter(&mounted, "open_nodes") == 0
+    open_many(&mounted, |i, path| match i % 2 {
+        0 => File::open(path).unwrap(),
+        _ => open_rw(path),
     });
-    assert!(closed, "{:?}", mounted.stat_json());
+    mounted.unmount();
+    // In the lower, where nobody can write.
+    let mounted = Subject::Rovl.mount_read_only(&layers, &["passthrough=on"]);
+    open_many(&mounted, |_, path| File::open(path).unwrap());
+}
+
+/// Without an upper the lowers are read past the daemon: pages are those of the lower's file system, which all
+/// mounts share, and there are no others.
+#[test]
+fn mounts_without_an_upper_share_the_pages_of_their_lower() {
+    require_root();
+    let size = 32 << 20;
+    let (one, other) = (Scratch::new(), Scratch::new());
+    let layers = one.layers(1);
+    let path = layers.lower().join("big");
+    write_solid(&path, size);
+    let mut again = other.layers(1);
+    again.lowers.clone_from(&layers.lowers);
+    let mounts =
+        [&layers, &again].map(|layers| Subject::Rovl.mount_read_only(layers, &["passthrough=on"]));
+    drop_caches(3);
+    let before = cached_bytes();
+    let wanted = content(&path);
+    for mounted in &mounts {
+        assert!(content(&mounted.path("big")) == wanted);
+        let map = Map::new(&File::open(mounted.path("big")).unwrap(), false);
+        assert_eq!(map.read(4096), wanted[..4096]);
+        assert_eq!(counter(mounted, "requests_read"), 0);
+        assert_eq!(
+            errno(OpenOptions::new().write(true).open(mounted.path("big"))),
+            libc::EROFS
+        );
+    }
+    let more = cached_bytes().saturating_sub(before);
+    assert!(
+        more < size + size / 2,
+        "{more} bytes are cached for a file of {size}"
+    );
+}
+
+/// Bytes in the kernel's page cache.
+fn cached_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("Cached:"))
+        .unwrap();
+    let kib = line.trim().strip_suffix(" kB").unwrap();
+    kib.parse::<u64>().unwrap() * 1024
 }
 
 /// Locks exclude each other, whichever layer the file is in.
@@ -82,23 +132,20 @@ fn locks_exclude_each_other() {
 fn all_kinds_of_use_work_as_on_upper() {
     let scratch = Scratch::new();
     let layers = layers_with(&scratch, &some_bytes());
-    fs::copy("/bin/true", layers.lower().join("program")).unwrap();
     let mounted = mount(&layers, &[]);
+    sh(mounted.root(), "cp file mine; mv mine file");
     let path = mounted.path("file");
-
-    let mut direct = OpenOptions::new();
-    direct.read(true).write(true).custom_flags(libc::O_DIRECT);
+    let reads = counter(&mounted, "requests_read");
     sh(
         mounted.root(),
         "dd if=file of=direct bs=4096 iflag=direct oflag=direct conv=notrunc count=2 status=none
          head -c 8192 file | cmp - direct
          dd if=/dev/zero of=file bs=4096 count=1 oflag=direct conv=notrunc status=none
          head -c 4096 /dev/zero | cmp - <(head -c 4096 file)
-         ./program; cp program mine; ./mine; echo >>mine; tail -c 1 mine | cmp - <(echo)
+         cp /bin/true mine; ./mine; echo >>mine; tail -c 1 mine | cmp - <(echo)
          cp /bin/sleep busy; ./busy 1 & until [ -e /proc/$!/exe ]; do :; done
          sleep 0.1; ! { echo >>busy; } 2>/dev/null; wait",
     );
-    drop(direct);
 
     let sparse = File::create_new(mounted.path("sparse")).unwrap();
     sparse.set_len(1 << 20).unwrap();
@@ -125,7 +172,7 @@ fn all_kinds_of_use_work_as_on_upper() {
     assert_eq!(&bytes[..7], b"removed");
     assert_eq!(file.metadata().unwrap().len(), 10_000);
     assert_eq!(counter(&mounted, "requests_write"), 0);
-    assert_eq!(counter(&mounted, "requests_read"), 0);
+    assert_eq!(counter(&mounted, "requests_read"), reads);
 }
 
 /// What has no leave to be written by its owner can still be written by who creates it.
@@ -188,8 +235,17 @@ fn the_kernels_overlayfs_stacks_on_top() {
     above.lowers = vec![mounted.root().to_owned()];
     let on_top = Subject::Kernel.mount(&above, &[]);
     assert!(content(&on_top.path("file")) == some_bytes());
-    run("cp", &["-a", on_top.path("file").to_str().unwrap(), on_top.path("copy").to_str().unwrap()]);
-    open_rw(&on_top.path("file")).write_all_at(b"top", 0).unwrap();
+    run(
+        "cp",
+        &[
+            "-a",
+            on_top.path("file").to_str().unwrap(),
+            on_top.path("copy").to_str().unwrap(),
+        ],
+    );
+    open_rw(&on_top.path("file"))
+        .write_all_at(b"top", 0)
+        .unwrap();
     assert!(content(&mounted.path("file")) == some_bytes());
     drop(on_top);
 }

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 
 use super::abi::{
-    self, FSYNC_DATA_ONLY, OPEN_KILL_SUIDGID, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr,
-    opcode,
+    self, FSYNC_DATA_ONLY, OPEN_KILL_SUIDGID, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID,
+    WRITE_KILL_SUIDGID, fattr, opcode,
 };
 use super::extension;
 use super::fields::{Body, Fields, Malformed};
@@ -82,8 +82,6 @@ pub(in crate::fuse) struct OpenIn {
 /// Bytes of one file to go to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct CopyIn {
-    /// The handle of the source.
-    pub from_handle: u64,
     pub from_offset: u64,
     pub to: u64,
     pub to_offset: u64,
@@ -228,7 +226,6 @@ pub(in crate::fuse) enum Op<'a> {
         mode: u32,
     },
     Lseek {
-        handle: u64,
         offset: u64,
         whence: u32,
     },
@@ -432,13 +429,9 @@ impl<'a> Op<'a> {
             }
             _ => {
                 let (mut fixed, _) = body.split(24)?;
-                let handle = fixed.u64()?;
+                fixed.u64()?;
                 let (offset, whence) = (fixed.u64()?, fixed.u32()?);
-                Op::Lseek {
-                    handle,
-                    offset,
-                    whence,
-                }
+                Op::Lseek { offset, whence }
             }
         })
     }
@@ -471,13 +464,12 @@ impl<'a> Op<'a> {
             }
             other => {
                 let (mut fixed, _) = body.split(56)?;
-                let from_handle = fixed.u64()?;
+                fixed.u64()?;
                 let (from_offset, to) = (fixed.u64()?, fixed.u64()?);
                 fixed.u64()?;
                 let (to_offset, len) = (fixed.u64()?, fixed.u64()?);
                 let wide = other == opcode::COPY_FILE_RANGE_64;
                 Op::CopyFileRange(CopyIn {
-                    from_handle,
                     from_offset,
                     to,
                     to_offset,
