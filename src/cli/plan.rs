@@ -222,6 +222,17 @@ mod tests {
     }
 
     #[test]
+    fn what_can_not_be_had_ends_one_command_line_and_not_the_other() {
+        let asked = |dialect, raw| planned(dialect, raw).session.passthrough;
+        let on = "lowerdir=a,passthrough=on";
+        assert_eq!(asked(Dialect::Rovl, on), Passthrough::On);
+        assert_eq!(asked(Dialect::Helper, on), Passthrough::Preferred);
+        let auto = "lowerdir=a,passthrough=auto";
+        assert_eq!(asked(Dialect::Helper, auto), Passthrough::Auto);
+        assert_eq!(asked(Dialect::Helper, "lowerdir=a"), Passthrough::Off);
+    }
+
+    #[test]
     fn source_and_type_can_be_named() {
         let request = planned(Dialect::Rovl, r"lowerdir=a,fsname=x\,y,subtype=z").request;
         assert_eq!(

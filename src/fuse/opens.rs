@@ -39,7 +39,14 @@ impl Filesystem {
         let paths = self.paths.as_ref().ok_or(Errno::NOSYS)?;
         let purpose = Purpose::of(open);
         let through = !purpose.writes || self.prepare_to_write(head, (open, purpose))?;
-        let opened = self.answer_open(paths, head.node, through, purpose)?;
+        let (opened, news) = self.answer_open(paths, head.node, through, purpose)?;
+        if news
+            && let Some(notifier) = self.notifier.get()
+            // Whoever opens holds the inode: the kernel doesn't have to wait for us to get rid of it.
+            && let Err(e) = notifier.inval_attributes(head.node)
+        {
+            tracing::debug!(head.node, "attributes stay cached: {e}");
+        }
         fits(reply::opened(out, &opened))
     }
 
@@ -73,24 +80,18 @@ impl Filesystem {
         Ok(true)
     }
 
+    /// The answer, and whether the attributes of the node are not to be cached from now on.
     fn answer_open(
         &self,
         paths: &Paths,
         node: u64,
         through: bool,
         purpose: Purpose,
-    ) -> Result<Opened, Errno> {
+    ) -> Result<(Opened, bool), Errno> {
         let opened = paths.open(node, || self.backing(node, through))?;
-        if opened.passes_through()
-            && purpose.writes
-            && paths.note_writer(node, purpose.may_map)
-            && let Some(notifier) = self.notifier.get()
-            // Whoever opens holds the inode: the kernel doesn't have to wait for us to get rid of it.
-            && let Err(e) = notifier.inval_attributes(node)
-        {
-            tracing::debug!(node, "attributes stay cached: {e}");
-        }
-        Ok(opened)
+        let may_write = opened.passes_through() && purpose.writes;
+        let news = may_write && paths.note_writer(node, purpose.may_map);
+        Ok((opened, news))
     }
 
     /// The file that a first open is passed through to.
@@ -147,7 +148,7 @@ impl Filesystem {
         let (node, attr) = made?;
         let through = attr.perm & 0o6000 == 0;
         match self.answer_open(paths, node.id(), through, Purpose::of(open)) {
-            Ok(opened) => {
+            Ok((opened, _)) => {
                 self.entry(out, Ok((node, attr)))?;
                 fits(reply::opened(out, &opened))
             }

@@ -128,6 +128,10 @@ pub fn subject(subject: &Subject, dirs: &Dirs, extra: &str) -> Made<Mounted> {
                 .arg("mount")
                 .arg("-o")
                 .arg(format!("nosuid,nodev{extra}"));
+            // Another data path: the same variable as for the other tests of mounts.
+            if let Some(more) = std::env::var_os("ROVL_TEST_OPTIONS").filter(|o| !o.is_empty()) {
+                command.arg("-o").arg(more);
+            }
             command
         }
         Subject::Program(path) => Command::new(path),

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use crate::support::{Layers, Mounted, Scratch, Subject, pattern, require_root};
@@ -55,4 +56,23 @@ pub fn truncate(path: &Path, size: u64) -> std::io::Result<()> {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Pages of a file in the cache of the file system that it was opened on (cachestat(2), Linux 6.5).
+pub fn cached_pages(file: &File) -> u64 {
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let range = [0_u64; 2];
+    let mut counts = [0_u64; 5];
+    // SAFETY: struct cachestat_range has two u64, struct cachestat five, and both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            counts.as_mut_ptr(),
+            0,
+        )
+    };
+    assert_eq!(result, 0, "cachestat: {}", std::io::Error::last_os_error());
+    counts[0]
 }
