@@ -41,6 +41,7 @@
 
 mod answer;
 mod channel;
+mod crew;
 mod filesystem;
 mod ioctl;
 pub mod mount;
@@ -59,6 +60,7 @@ use std::sync::Arc;
 use crate::overlay::Overlay;
 use crate::sys::process::has_cap_sys_admin_in_init_ns;
 use channel::{Device, Notifier};
+use crew::Crew;
 use passthrough::Paths;
 use service::Filesystem;
 use wire::abi::init::{OVER_IO_URING, PASSTHROUGH};
@@ -146,7 +148,7 @@ impl Session {
         fd: OwnedFd,
         options: &SessionOptions,
     ) -> Result<Session, SessionError> {
-        let device = Device::new(fd);
+        let device = Device::new(fd).map_err(|e| SessionError::Handshake(e.into()))?;
         let mut workers = Vec::new();
         let mut refused = passthrough_refused();
         let wanted = |kernel: &InitIn| {
@@ -210,6 +212,8 @@ fn serve(
     workers: Vec<uring::Worker>,
 ) -> io::Result<()> {
     let threads = filesystem.options.threads.max(1);
+    let crew = Crew::new();
+    let crew = &crew;
     std::thread::scope(|scope| {
         let mut others = Vec::new();
         let mut start = |name: String, serve: Box<dyn FnOnce() -> io::Result<()> + Send>| {
@@ -228,12 +232,12 @@ fn serve(
         }
         for n in 1..threads {
             let device = device_for_thread(device, filesystem);
-            let serve = move || channel::serve(&device, filesystem);
+            let serve = move || channel::serve(&device, filesystem, crew);
             if let Err(e) = start(format!("fuse-{n}"), Box::new(serve)) {
                 tracing::warn!("fewer threads than wanted: {e}");
             }
         }
-        let mut served = channel::serve(device, filesystem);
+        let mut served = channel::serve(device, filesystem, crew);
         for thread in others {
             let ended = thread
                 .join()

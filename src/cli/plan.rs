@@ -129,7 +129,7 @@ fn session(
     };
     SessionOptions {
         io_uring: options.io_uring.unwrap_or(IoUring::Off),
-        threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
+        threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
         // Where file data goes past the daemon there is none.
@@ -212,7 +212,7 @@ mod tests {
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=1,threads=0").session;
         assert_eq!((session.max_write, session.threads), (MIN_WRITE, 1));
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=999999999").session;
-        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 4));
+        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 8));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
             !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
