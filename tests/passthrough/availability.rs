@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use crate::bench::{layers_with, some_bytes};
-use crate::support::{Scratch, Subject, require_root, rovl_bin};
+use crate::support::{Mounted, Scratch, Subject, require_root, rovl_bin};
 
 /// Runs a shell script in a user namespace, with a copy of the binary as `$ROVL`.
 fn in_user_namespace(scratch: &Scratch, script: &str) -> Output {
@@ -41,6 +41,7 @@ fn in_a_user_namespace_it_is_refused_with_the_reason() {
     }
 }
 
+/// With an upper and without: `auto` takes passthrough in neither, and says nothing.
 #[test]
 fn in_a_user_namespace_auto_does_without_a_word() {
     require_root();
@@ -48,17 +49,17 @@ fn in_a_user_namespace_auto_does_without_a_word() {
     layers_with(&scratch, &some_bytes());
     let said = in_user_namespace(
         &scratch,
-        "$ROVL mount -o passthrough=auto --lower lower0 --upper upper --work work merged
+        "$ROVL mount -o passthrough=auto --lower lower0 merged
+         cmp lower0/file merged/file; $ROVL stat merged | grep data_path; $ROVL umount merged
+         $ROVL mount -o passthrough=auto --lower lower0 --upper upper --work work merged
          cmp lower0/file merged/file; echo more >>merged/file; tail -n 1 upper/file
          $ROVL stat merged | grep data_path; $ROVL umount merged",
     );
     assert!(said.status.success(), "{said:?}");
     assert_eq!(text(&said.stderr), "");
     let stdout = text(&said.stdout);
-    assert!(
-        stdout.contains("more\n") && stdout.contains("cached"),
-        "{stdout}"
-    );
+    assert!(stdout.contains("more\n"), "{stdout}");
+    assert_eq!(stdout.matches("cached").count(), 2, "{stdout}");
 }
 
 #[test]
@@ -78,16 +79,24 @@ fn in_a_user_namespace_engines_get_a_warning() {
     assert!(text(&said.stdout).contains("cached"), "{said:?}");
 }
 
+/// `auto` is for mounts without an upper; said nothing, there is none. Later options win over earlier ones.
 #[test]
-fn off_is_the_default() {
+fn who_asks_for_it_gets_it() {
     require_root();
     let scratch = Scratch::new();
     let layers = layers_with(&scratch, &some_bytes());
-    for options in [&["passthrough=off"][..], &[]] {
-        if options.is_empty() && std::env::var_os("ROVL_TEST_OPTIONS").is_some() {
-            continue;
-        }
-        let mounted = Subject::Rovl.mount(&layers, options);
-        assert_eq!(mounted.stat_json().unwrap()["data_path"], "cached");
+    let path_of = |mounted: Mounted| mounted.stat_json().unwrap()["data_path"].clone();
+    let writable = |options: &[&str]| path_of(Subject::Rovl.mount(&layers, options));
+    let read_only = |options: &[&str]| path_of(Subject::Rovl.mount_read_only(&layers, options));
+    assert_eq!(writable(&["passthrough=off"]), "cached");
+    assert_eq!(writable(&["passthrough=on"]), "passthrough");
+    assert_eq!(writable(&["passthrough=auto"]), "cached");
+    assert_eq!(read_only(&["passthrough=auto"]), "passthrough");
+    assert_eq!(read_only(&["passthrough=off"]), "cached");
+    if std::env::var_os("ROVL_TEST_OPTIONS").is_none() {
+        assert_eq!(
+            (writable(&[]), read_only(&[])),
+            ("cached".into(), "cached".into())
+        );
     }
 }
