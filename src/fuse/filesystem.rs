@@ -54,15 +54,10 @@ impl Filesystem {
                 flags,
             } => self.rename((node, name), (to, new_name), flags),
             Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
-            Op::Open(open) => self.open(head, &open, out),
-            Op::Create {
-                name,
-                mode,
-                umask,
-                open,
-            } => self.create(head, name, (mode, umask), &open, out),
+            Op::Open(_) | Op::Create { .. } | Op::Tmpfile { .. } | Op::Release => {
+                self.carry_out_open(head, op, out)
+            }
             Op::Opendir | Op::Flush => Err(Errno::NOSYS),
-            Op::Tmpfile { mode, umask, open } => self.tmpfile(head, (mode, umask), &open, out),
             Op::Read { offset, size } => self.read(node, offset, size, out),
             Op::Write {
                 offset,
@@ -93,10 +88,6 @@ impl Filesystem {
             Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
             Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
             Op::Interrupt | Op::Other => Err(Errno::NOSYS),
-            Op::Release => {
-                self.release(node);
-                Ok(())
-            }
             Op::Releasedir | Op::Destroy => Ok(()),
             Op::Init(_) => Err(Errno::PROTO),
         };

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use super::passthrough::Paths;
 use super::service::{Created, Done, Filesystem, caller, fits, in_group};
 use super::wire::reply::{self, Opened, Out};
-use super::wire::request::{Header, OpenIn};
+use super::wire::request::{Header, Op, OpenIn};
 use crate::overlay::{Contents, ContentsAt, NewNode, SetAttr};
 
 /// What an open is for.
@@ -34,8 +34,27 @@ impl Purpose {
 }
 
 impl Filesystem {
+    /// Answers what opens and closes files.
+    pub(super) fn carry_out_open(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Done {
+        match op {
+            Op::Open(open) => self.open(head, &open, out),
+            Op::Create {
+                name,
+                mode,
+                umask,
+                open,
+            } => self.create(head, name, (mode, umask), &open, out),
+            Op::Tmpfile { mode, umask, open } => self.tmpfile(head, (mode, umask), &open, out),
+            Op::Release => {
+                self.release(head.node);
+                Ok(())
+            }
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
     /// Answers OPEN.
-    pub(super) fn open(&self, head: &Header, open: &OpenIn, out: &mut Out<'_>) -> Done {
+    fn open(&self, head: &Header, open: &OpenIn, out: &mut Out<'_>) -> Done {
         let paths = self.paths.as_ref().ok_or(Errno::NOSYS)?;
         let purpose = Purpose::of(open);
         let through = !purpose.writes || self.prepare_to_write(head, (open, purpose))?;
@@ -106,7 +125,7 @@ impl Filesystem {
     }
 
     /// Answers CREATE.
-    pub(super) fn create(
+    fn create(
         &self,
         head: &Header,
         name: &OsStr,
@@ -120,7 +139,7 @@ impl Filesystem {
     }
 
     /// Answers TMPFILE.
-    pub(super) fn tmpfile(
+    fn tmpfile(
         &self,
         head: &Header,
         (mode, umask): (u32, u32),
@@ -160,7 +179,7 @@ impl Filesystem {
     }
 
     /// An open was closed.
-    pub(super) fn release(&self, node: u64) {
+    fn release(&self, node: u64) {
         if let Some(paths) = &self.paths {
             paths.release(node);
         }
