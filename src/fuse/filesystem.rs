@@ -57,7 +57,6 @@ impl Filesystem {
             Op::Open(_) | Op::Create { .. } | Op::Tmpfile { .. } | Op::Release => {
                 self.carry_out_open(head, op, out)
             }
-            Op::Opendir | Op::Flush => Err(Errno::NOSYS),
             Op::Read { offset, size } => self.read(node, offset, size, out),
             Op::Write {
                 offset,
@@ -71,12 +70,10 @@ impl Filesystem {
                 self.overlay.sync(node, data_only)
             }
             Op::Syncfs => self.overlay.sync_all(),
-            Op::Setxattr { .. } | Op::Getxattr { .. } => {
-                return self.carry_out_xattr(head, op, out);
-            }
-            Op::Listxattr { .. } | Op::Removexattr { .. } => {
-                return self.carry_out_xattr(head, op, out);
-            }
+            Op::Setxattr { .. }
+            | Op::Getxattr { .. }
+            | Op::Listxattr { .. }
+            | Op::Removexattr { .. } => return self.carry_out_xattr(head, op, out),
             Op::Readdir { offset, size } => return self.readdir(node, offset, size, out),
             Op::Readdirplus { offset, size } => return self.readdirplus(node, offset, size, out),
             Op::Ioctl(request) => self.ioctl(node, &request, out),
@@ -87,7 +84,7 @@ impl Filesystem {
             } => self.fallocate(head, (offset, length), mode),
             Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
             Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
-            Op::Interrupt | Op::Other => Err(Errno::NOSYS),
+            Op::Opendir | Op::Flush | Op::Interrupt | Op::Other => Err(Errno::NOSYS),
             Op::Releasedir | Op::Destroy => Ok(()),
             Op::Init(_) => Err(Errno::PROTO),
         };

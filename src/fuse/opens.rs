@@ -3,12 +3,13 @@
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 
 use super::passthrough::Paths;
 use super::service::{Created, Done, Filesystem, caller, fits, in_group};
 use super::wire::reply::{self, Opened, Out};
 use super::wire::request::{Header, Op, OpenIn};
-use crate::overlay::{Contents, ContentsAt, NewNode, SetAttr};
+use crate::overlay::{ContentsAt, NewNode, SetAttr};
 
 /// What an open is for.
 #[derive(Clone, Copy)]
@@ -114,7 +115,7 @@ impl Filesystem {
     }
 
     /// The file that a first open is passed through to.
-    fn backing(&self, node: u64, through: bool) -> Result<Option<Contents>, Errno> {
+    fn backing(&self, node: u64, through: bool) -> Result<Option<OwnedFd>, Errno> {
         // What is in a lower may move to upper, unless there is none.
         let stays =
             self.overlay.is_read_only() || self.overlay.contents_at(node)? == ContentsAt::Upper;

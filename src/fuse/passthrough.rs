@@ -39,14 +39,13 @@
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::channel::Device;
 use super::wire::abi::fopen;
 use super::wire::reply::Opened;
-use crate::overlay::Contents;
 use crate::sys::fuse::{close_backing, open_backing};
 
 /// Backing files that are known to the kernel at a time. Each is in use by some client's open file, and holds
@@ -132,9 +131,9 @@ impl Paths {
     }
 
     /// Makes a file known to the kernel, if that can be.
-    fn register(&self, contents: &Contents) -> Mode {
+    fn register(&self, file: &OwnedFd) -> Mode {
         if self.backings.fetch_add(1, Ordering::AcqRel) < MOST_BACKINGS {
-            match open_backing(self.device.fd().as_fd(), contents.file.as_fd()) {
+            match open_backing(self.device.fd().as_fd(), file.as_fd()) {
                 Ok(backing) => return Mode::Through(backing),
                 Err(e) => tracing::debug!("a file is not passed through to: {e}"),
             }
@@ -151,7 +150,7 @@ impl Paths {
     pub(super) fn open(
         &self,
         node: u64,
-        backing: impl FnOnce() -> Result<Option<Contents>, Errno>,
+        backing: impl FnOnce() -> Result<Option<OwnedFd>, Errno>,
     ) -> Result<Opened, Errno> {
         let mode = self.with_node(node, |state| {
             let mode = match state.mode {
@@ -218,5 +217,78 @@ impl Paths {
             ("open_nodes", count(self.nodes.len())),
             ("written_nodes", count(self.marks.len())),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No connection: nothing can be registered there.
+    fn paths() -> Paths {
+        let nobody = tempfile::tempfile().unwrap();
+        Paths::new(Device::new(nobody.into()).unwrap())
+    }
+
+    fn file() -> Result<Option<OwnedFd>, Errno> {
+        Ok(Some(tempfile::tempfile().unwrap().into()))
+    }
+
+    fn value(paths: &Paths, name: &str) -> u64 {
+        let counters = paths.counters();
+        counters.iter().find(|(n, _)| *n == name).unwrap().1
+    }
+
+    #[test]
+    fn what_can_not_be_a_backing_file_is_cached() {
+        let paths = paths();
+        let opened = paths.open(7, file).unwrap();
+        assert_eq!((opened.flags, opened.backing), (fopen::KEEP_CACHE, 0));
+        let again = paths.open(7, || panic!("it is open already"));
+        assert_eq!(again, Ok(opened));
+        assert_eq!(value(&paths, "opens_cached"), 2);
+        assert_eq!(value(&paths, "backing_files"), 0);
+        for left in [1, 0, 0] {
+            paths.release(7);
+            assert_eq!(value(&paths, "open_nodes"), left);
+        }
+    }
+
+    #[test]
+    fn an_open_that_fails_is_none() {
+        let paths = paths();
+        assert_eq!(paths.open(7, || Err(Errno::NOENT)), Err(Errno::NOENT));
+        assert_eq!(value(&paths, "open_nodes"), 0);
+    }
+
+    #[test]
+    fn what_was_written_past_the_cache_is_not_kept_in_it() {
+        let paths = paths();
+        assert!(!paths.note_writer(7, false) && !paths.changes_unseen(7));
+        assert!(paths.note_writer(7, true) && !paths.note_writer(7, true));
+        assert!(paths.changes_unseen(7) && !paths.changes_unseen(8));
+        assert_eq!(paths.open(7, || Ok(None)).unwrap().flags, 0);
+        paths.forget(7, || false);
+        assert!(paths.changes_unseen(7));
+        paths.forget(7, || true);
+        assert!(!paths.changes_unseen(7));
+        assert_eq!(value(&paths, "written_nodes"), 0);
+    }
+
+    #[test]
+    fn opens_and_closes_of_many_threads_add_up() {
+        let paths = paths();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for round in 0..2_000 {
+                        paths.open(round % 3, || Ok(None)).unwrap();
+                        paths.release(round % 3);
+                    }
+                });
+            }
+        });
+        assert_eq!(value(&paths, "open_nodes"), 0);
+        assert_eq!(value(&paths, "opens_cached"), 16_000);
     }
 }

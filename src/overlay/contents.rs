@@ -2,11 +2,9 @@
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::Overlay;
-use super::attr::stat_at;
 use super::copy_up::CopyData;
 use super::file::open_for;
 use super::node::{Node, Place};
@@ -19,16 +17,6 @@ pub enum ContentsAt {
     Lower,
     /// Upper.
     Upper,
-}
-
-/// A file's contents.
-pub struct Contents {
-    /// The file that holds them, open for reading; beneath a lower through a read-only mount.
-    pub file: OwnedFd,
-    /// The layer that it is in.
-    pub at: ContentsAt,
-    /// Its length in bytes.
-    pub size: u64,
 }
 
 impl Place {
@@ -49,11 +37,12 @@ impl Overlay {
         Ok(self.file_node(id)?.place.read().contents())
     }
 
-    /// Opens the file that holds a file's contents now.
+    /// Opens the file that holds a file's contents now, for reading; beneath a lower through a read-only mount
+    /// where there is leave to make one.
     ///
     /// # Errors
     /// As [`contents_at`](Self::contents_at), and what opening it returns.
-    pub fn contents(&self, id: u64) -> Result<Contents, Errno> {
+    pub fn contents(&self, id: u64) -> Result<OwnedFd, Errno> {
         let node = self.file_node(id)?;
         loop {
             let (at, data) = {
@@ -66,8 +55,7 @@ impl Overlay {
             };
             // A copy-up meanwhile: which of the two was opened can't be told.
             if node.place.read().contents() == at {
-                let size = stat_at(file.as_fd(), OsStr::new(""))?.stx_size;
-                return Ok(Contents { file, at, size });
+                return Ok(file);
             }
         }
     }

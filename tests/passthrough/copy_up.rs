@@ -61,6 +61,7 @@ fn change(way: usize, path: &Path, bytes: &mut Vec<u8>) {
             let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)
+                .truncate(false)
                 .open(path)
                 .unwrap();
             file.write_all(b"created").unwrap();
