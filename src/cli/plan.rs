@@ -123,7 +123,8 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
         threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        writeback: options.writeback.unwrap_or(passthrough != Passthrough::On),
+        // See `fuse`, "Data path".
+        writeback: options.writeback.unwrap_or(false),
         passthrough,
         max_write: options
             .max_write
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!((session.max_write, session.threads), (MAX_WRITE, 8));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
+            planned(Dialect::Rovl, "lowerdir=a,writeback=on")
                 .session
                 .writeback
         );
