@@ -132,8 +132,8 @@ fn session(
         threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        // Where file data goes past the daemon there is none.
-        writeback: options.writeback.unwrap_or(true),
+        // See `fuse`, "Data paths".
+        writeback: options.writeback.unwrap_or(false),
         passthrough,
         max_write: options
             .max_write
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!((session.max_write, session.threads), (MAX_WRITE, 8));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
+            planned(Dialect::Rovl, "lowerdir=a,writeback=on")
                 .session
                 .writeback
         );
