@@ -6,6 +6,8 @@
 
 mod daemon;
 mod helper;
+mod image;
+mod layer;
 mod logging;
 mod mount;
 mod mounted;
@@ -14,10 +16,14 @@ mod plan;
 mod serve;
 mod stat;
 mod state;
+mod store;
+mod stored;
 mod umount;
+mod userns;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +41,12 @@ Called as fuse-overlayfs, mount.rovl or mount.fuse.rovl, or as `rovl -o … MERG
 line of fuse-overlayfs and mount(8).\n\n\
 Exit codes: 0 done, 1 failed, 2 used wrongly.")]
 struct Cli {
+    /// The store (default: ROVL_ROOT, /var/lib/rovl for root, $XDG_DATA_HOME/rovl for others)
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Don't sync what is written to the store: for stores that may be lost
+    #[arg(long)]
+    no_sync: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,6 +56,12 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Stat(stat::StatArgs),
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    #[command(subcommand)]
+    Layer(layer::LayerCommand),
+    #[command(subcommand)]
+    Store(store::StoreCommand),
 }
 
 /// A command that did not do what it was asked for.
@@ -77,7 +95,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         run_helper(&args)
     } else {
         match Cli::try_parse_from(&args) {
-            Ok(cli) => run_command(cli.command),
+            Ok(cli) => run_command(cli),
             Err(error) => return report_clap(&error),
         }
     };
@@ -90,11 +108,27 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> Result<(), Failure> {
-    match command {
+fn run_command(cli: Cli) -> Result<(), Failure> {
+    let place = stored::Place {
+        root: cli.root,
+        sync: !cli.no_sync,
+    };
+    if matches!(
+        cli.command,
+        Command::Mount(_) | Command::Umount(_) | Command::Stat(_)
+    ) && (place.root.is_some() || !place.sync)
+    {
+        return Err(Failure::misused(
+            "--root and --no-sync are for the commands image, layer and store",
+        ));
+    }
+    match cli.command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Stat(args) => stat::run(&args),
+        Command::Image(command) => image::run(command, &place),
+        Command::Layer(command) => layer::run(command, &place),
+        Command::Store(command) => store::run(command, &place),
     }
 }
 

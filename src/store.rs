@@ -7,7 +7,8 @@
 //! | [`disk`] | the one seam through which the store writes |
 //! | [`lock`], [`transaction`] | several processes at once, and none killed at a bad moment |
 //! | [`layers`], [`images`] | what there is, and taking it away |
-//! | [`archive`], [`load`] | archives of images in |
+//! | [`changes`] | what a layer changes in those below |
+//! | [`archive`], [`load`], [`stage`] | archives of images in |
 //! | [`save`] | layers and images out |
 //! | [`dedup`] | files that several layers have, kept once |
 //! | [`gc`], [`fsck`], [`usage`] | care |
@@ -16,6 +17,7 @@
 //! Invariant: nothing here knows how a tree is mounted, and nothing here prints.
 
 pub mod archive;
+pub mod changes;
 pub mod codec;
 pub mod config;
 pub mod dedup;

@@ -93,6 +93,14 @@ impl Repositories {
         removed
     }
 
+    /// Keeps the names of images whose ids are kept.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        for by_tag in self.by_name.values_mut() {
+            by_tag.retain(|_, id| keep(id));
+        }
+        self.by_name.retain(|_, by_tag| !by_tag.is_empty());
+    }
+
     /// All names, each with the image's id as it is written there.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.by_name
@@ -230,6 +238,10 @@ impl Store {
         } else {
             removed.names = repositories.remove_image(&id);
         }
+        // Names go first: one that others see stands for an image that is there.
+        if repositories != self.repositories()? {
+            transaction.place_file(&repositories.encode()?, 0o600, layout::REPOSITORIES)?;
+        }
         if names_of(&repositories) == 0 {
             if let Some(user) = self.container_of_image(&id)? {
                 return Err(StoreError::InUse {
@@ -242,14 +254,12 @@ impl Store {
             let keep: BTreeSet<_> = self.referenced_chains(Some(&id))?;
             removed.layers = self.plan_layer_removal(&mut transaction, &id, &keep)?;
         }
-        if repositories != self.repositories()? {
-            transaction.place_file(&repositories.encode()?, 0o600, layout::REPOSITORIES)?;
-        }
         transaction.commit(guard)?;
         Ok(removed)
     }
 
-    fn plan_image_removal(&self, transaction: &mut Transaction, id: &ImageId) {
+    /// Plans that the config of an image goes.
+    pub(super) fn plan_image_removal(&self, transaction: &mut Transaction, id: &ImageId) {
         transaction.remove(layout::image_config(id));
         let metadata = layout::image_metadata(id);
         if self.disk().path(&metadata).exists() {

@@ -143,17 +143,9 @@ impl Store {
         Ok(Some(user.container))
     }
 
-    /// The layers that images (but for one) and containers refer to, with all below them.
-    pub fn referenced_chains(&self, except: Option<&ImageId>) -> Result<BTreeSet<ChainId>> {
-        let repositories = Default::default();
+    /// The layers that containers refer to, with all below them.
+    pub(super) fn chains_of_containers(&self) -> Result<BTreeSet<ChainId>> {
         let mut chains = BTreeSet::new();
-        for id in self.image_ids()? {
-            if Some(&id) != except
-                && let Some(image) = self.read_image(&id, &repositories)?
-            {
-                chains.extend(image.config.chain_ids()?);
-            }
-        }
         for record in self.mount_records()? {
             let mut next = record.parent;
             while let Some(chain) = next {
@@ -161,6 +153,20 @@ impl Store {
                     break;
                 }
                 next = self.layer(&chain)?.and_then(|layer| layer.parent);
+            }
+        }
+        Ok(chains)
+    }
+
+    /// The layers that images (but for one) and containers refer to, with all below them.
+    pub fn referenced_chains(&self, except: Option<&ImageId>) -> Result<BTreeSet<ChainId>> {
+        let repositories = Default::default();
+        let mut chains = self.chains_of_containers()?;
+        for id in self.image_ids()? {
+            if Some(&id) != except
+                && let Some(image) = self.read_image(&id, &repositories)?
+            {
+                chains.extend(image.config.chain_ids()?);
             }
         }
         Ok(chains)

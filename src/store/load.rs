@@ -120,6 +120,32 @@ struct Loader<'a> {
     hold: Hold,
 }
 
+/// Makes one layer of a tar, compressed or not, on top of `parent`. No image has it: `gc` takes it unless one does
+/// by then.
+pub fn apply(
+    store: &Store,
+    tar: impl std::io::Read + Send,
+    parent: Option<&ChainId>,
+    options: &LoadOptions,
+    progress: &dyn Progress,
+) -> Result<LoadedLayer> {
+    let mut loader = Loader::new(store, options, progress)?;
+    let number = progress.begin("layer", None);
+    let staged = loader
+        .stager()
+        .unpack("the layer", tar, &|bytes| progress.advance(number, bytes));
+    progress.end(number, if staged.is_ok() { "unpacked" } else { "failed" });
+    let staged = staged?;
+    let plan = ImagePlan::of_layer(staged.diff_id, parent.copied());
+    loader.staged.insert(staged.diff_id, staged);
+    let loaded = loader.publish(vec![plan])?;
+    let layer = loaded
+        .into_iter()
+        .next()
+        .and_then(|image| image.layers.into_iter().next());
+    layer.ok_or_else(|| StoreError::damaged("a layer was published and isn't there"))
+}
+
 /// Loads all images of an archive.
 pub fn load(
     store: &Store,
@@ -127,24 +153,34 @@ pub fn load(
     options: &LoadOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<LoadedImage>> {
-    let mut transaction = Transaction::begin(store.disk())?;
-    let dedup = match options.dedup {
-        true => Deduplicator::new(store, &mut transaction)?,
-        false => None,
-    };
-    let loader = Loader {
-        store,
-        options,
-        progress,
-        transaction,
-        dedup,
-        cancelled: AtomicBool::new(false),
-        staged: BTreeMap::new(),
-        hold: Hold::default(),
-    };
+    let loader = Loader::new(store, options, progress)?;
     match input.open()? {
         input::Opened::Source(source) => loader.load_source(&source),
         input::Opened::Stream(stream) => loader.load_stream(stream),
+    }
+}
+
+impl<'a> Loader<'a> {
+    fn new(
+        store: &'a Store,
+        options: &'a LoadOptions,
+        progress: &'a dyn Progress,
+    ) -> Result<Loader<'a>> {
+        let mut transaction = Transaction::begin(store.disk())?;
+        let dedup = match options.dedup {
+            true => Deduplicator::new(store, &mut transaction)?,
+            false => None,
+        };
+        Ok(Loader {
+            store,
+            options,
+            progress,
+            transaction,
+            dedup,
+            cancelled: AtomicBool::new(false),
+            staged: BTreeMap::new(),
+            hold: Hold::default(),
+        })
     }
 }
 

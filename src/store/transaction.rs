@@ -151,9 +151,15 @@ impl Transaction {
         self.locks.extend(locks);
     }
 
-    /// Whether anything is planned.
-    pub fn is_empty(&self) -> bool {
-        self.moves.is_empty()
+    /// How many changes are planned.
+    pub fn planned(&self) -> usize {
+        self.moves.len()
+    }
+
+    /// Where what the changes from the `first` on move is now.
+    pub fn paths_from(&self, first: usize) -> Vec<PathBuf> {
+        let moves = self.moves.get(first..).unwrap_or_default();
+        moves.iter().map(|step| step.from.clone()).collect()
     }
 
     /// Does what was planned, durably, in the order of planning, and deletes what was removed. Everything that

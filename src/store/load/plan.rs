@@ -9,10 +9,36 @@ use crate::store::names::Reference;
 /// An image that is to be there in the end.
 pub struct ImagePlan {
     pub(super) id: ImageId,
-    pub(super) raw: Vec<u8>,
+    /// Its config; none for layers without an image.
+    pub(super) raw: Option<Vec<u8>>,
     pub(super) names: Vec<Reference>,
     /// The base first.
     pub(super) layers: Vec<LayerPlan>,
+}
+
+impl ImagePlan {
+    /// One layer without an image.
+    pub(super) fn of_layer(diff_id: DiffId, parent: Option<ChainId>) -> ImagePlan {
+        let chain_id = match parent {
+            Some(parent) => parent.child(diff_id),
+            None => ChainId::base(diff_id),
+        };
+        ImagePlan {
+            id: ImageId::new(chain_id.0),
+            raw: None,
+            names: Vec::new(),
+            layers: vec![LayerPlan {
+                diff_id,
+                chain_id,
+                parent,
+                blob: Blob {
+                    name: diff_id.to_string(),
+                    digest: None,
+                    size: None,
+                },
+            }],
+        }
+    }
 }
 
 /// A layer of it.
@@ -54,7 +80,7 @@ impl ImagePlan {
             .collect();
         Ok(ImagePlan {
             id: ImageId::of_config(&raw),
-            raw,
+            raw: Some(raw),
             names: image.names,
             layers,
         })

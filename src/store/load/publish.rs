@@ -38,7 +38,13 @@ impl Loader<'_> {
         for plan in &plans {
             for layer in &plan.layers {
                 if !below.contains_key(&layer.chain_id) {
-                    let parent = layer.parent.and_then(|parent| below.get(&parent)).cloned();
+                    let parent = match layer.parent {
+                        None => None,
+                        Some(parent) => match below.get(&parent) {
+                            Some(known) => Some(known.clone()),
+                            None => Some(self.use_parent(&parent)?),
+                        },
+                    };
                     let made = self.prepare(layer, parent, &mut new)?;
                     below.insert(layer.chain_id, made);
                 }
@@ -95,6 +101,15 @@ impl Loader<'_> {
         Ok(made)
     }
 
+    fn use_parent(&mut self, parent: &ChainId) -> Result<Below> {
+        let record = self.store.layer(parent)?;
+        let record = record.ok_or_else(|| StoreError::NotFound {
+            kind: "layer",
+            name: parent.to_string(),
+        })?;
+        self.use_existing(&record)
+    }
+
     fn use_existing(&mut self, record: &LayerRecord) -> Result<Below> {
         self.store.hold_one(record, &mut self.hold)?;
         let disk = self.store.disk();
@@ -136,9 +151,11 @@ impl Loader<'_> {
         let mut loaded = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
         for plan in plans {
-            let is_new = self.store.read_image(&plan.id, &before)?.is_none();
-            if is_new && seen.insert(plan.id) {
-                plan_image(&mut self.transaction, &plan.raw, &plan.id, &now)?;
+            if let Some(raw) = &plan.raw
+                && seen.insert(plan.id)
+                && self.store.read_image(&plan.id, &before)?.is_none()
+            {
+                plan_image(&mut self.transaction, raw, &plan.id, &now)?;
             }
             for name in &plan.names {
                 repositories.set(name, &plan.id);
