@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::stored::{self, Place, human, print_json, table};
 use super::{Failure, print};
@@ -12,7 +12,7 @@ use crate::store::archive::source::{DirectorySource, Source, TarSource};
 use crate::store::fsck::{FsckOptions, Repaired, Report};
 use crate::store::gc::GcOptions;
 use crate::store::ids::short;
-use crate::store::usage::Usage;
+use crate::store::usage::{ImageUsage, LayerUsage, Usage};
 
 /// Look after the store.
 #[derive(Debug, Subcommand)]
@@ -144,36 +144,38 @@ fn df(args: &DfArgs, store: &Store) -> Result<(), Failure> {
         .filter(|layer| !layer.referenced)
         .map(|layer| layer.bytes)
         .sum();
-    if args.json {
-        let images: Vec<_> = usage
-            .images
-            .iter()
-            .map(|image| {
-                json!({
-                    "id": image.id.to_string(), "names": image.names, "total": image.total,
-                    "shared": image.shared, "unique": image.unique, "saved": image.saved,
-                })
-            })
-            .collect();
-        let layers: Vec<_> = usage
-            .layers
-            .iter()
-            .map(|layer| {
-                json!({
-                    "chain_id": layer.chain_id, "bytes": layer.bytes, "saved": layer.saved,
-                    "referenced": layer.referenced,
-                })
-            })
-            .collect();
-        let parts: serde_json::Map<_, _> = parts(&usage)
-            .into_iter()
-            .map(|(name, bytes)| (name.to_owned(), bytes.into()))
-            .collect();
-        return print_json(&json!({
-            "images": images, "layers": layers, "parts": parts, "total": usage.total,
-            "unreferenced_layers": unreferenced, "saved": usage.saved,
-        }));
+    match args.json {
+        true => print_json(&usage_json(&usage, unreferenced)),
+        false => print(&usage_text(&usage, unreferenced)),
     }
+}
+
+fn usage_json(usage: &Usage, unreferenced: u64) -> Value {
+    let image = |image: &ImageUsage| {
+        json!({
+            "id": image.id.to_string(), "names": image.names, "total": image.total,
+            "shared": image.shared, "unique": image.unique, "saved": image.saved,
+        })
+    };
+    let layer = |layer: &LayerUsage| {
+        json!({
+            "chain_id": layer.chain_id, "bytes": layer.bytes, "saved": layer.saved,
+            "referenced": layer.referenced,
+        })
+    };
+    let parts: serde_json::Map<_, _> = parts(usage)
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes.into()))
+        .collect();
+    json!({
+        "images": usage.images.iter().map(image).collect::<Vec<_>>(),
+        "layers": usage.layers.iter().map(layer).collect::<Vec<_>>(),
+        "parts": parts, "total": usage.total,
+        "unreferenced_layers": unreferenced, "saved": usage.saved,
+    })
+}
+
+fn usage_text(usage: &Usage, unreferenced: u64) -> String {
     let rows: Vec<Vec<String>> = usage
         .images
         .iter()
@@ -192,23 +194,21 @@ fn df(args: &DfArgs, store: &Store) -> Result<(), Failure> {
     let headings = ["IMAGE", "ID", "TOTAL>", "SHARED>", "UNIQUE>", "SAVED>"];
     let mut text = table(&headings, &rows);
     text.push('\n');
-    let mut rows: Vec<Vec<String>> = parts(&usage)
+    let mut rows: Vec<Vec<String>> = parts(usage)
         .into_iter()
         .filter(|(_, bytes)| *bytes > 0)
         .map(|(name, bytes)| vec![name.to_owned(), human(bytes)])
         .collect();
     rows.push(vec!["total".into(), human(usage.total)]);
-    if unreferenced > 0 {
-        rows.push(vec![
-            "of it, layers that nothing refers to".into(),
-            human(unreferenced),
-        ]);
-    }
-    if usage.saved > 0 {
-        rows.push(vec!["saved by shared blocks".into(), human(usage.saved)]);
+    let remarks = [
+        ("of it, layers that nothing refers to", unreferenced),
+        ("saved by shared blocks", usage.saved),
+    ];
+    for (what, bytes) in remarks.into_iter().filter(|(_, bytes)| *bytes > 0) {
+        rows.push(vec![what.into(), human(bytes)]);
     }
     text.push_str(&table(&["PART", "BYTES>"], &rows));
-    print(&text)
+    text
 }
 
 fn gc(args: &GcArgs, store: &Store) -> Result<(), Failure> {
