@@ -1,12 +1,37 @@
-//! A layer's archive into a directory, by the rules of the OCI image specification.
+//! A layer's archive into a directory, by the rules of the OCI image specification (layer.md).
+//!
+//! A pipeline: one thread reads and decompresses, the caller's digests and parses, makes directories,
+//! symlinks and devices and records tar-split, others create the files. Buffers are shared, not copied,
+//! and bounded: about 24 MiB whatever the layer.
+//!
+//! Nothing outside of the root is ever touched: see [`tree`].
 
+mod attrs;
+mod chunks;
+mod engine;
+mod finish;
+mod path;
+mod tree;
+mod writers;
+
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use crate::format::keys::Namespace;
-use crate::store::codec::compress::Compressed;
-use crate::store::codec::digest::{DiffId, Digest};
-use crate::store::codec::tar::Time;
+use crate::store::codec::budget::Budgets;
+use crate::store::codec::compress::{Compressed, Decoder};
+use crate::store::codec::digest::{DiffId, Digest, Hasher};
+use crate::store::codec::tar::{Parser, Step, TarError, Time, shown};
+use attrs::Attributes;
+use chunks::{Chunk, Chunks};
+use engine::Engine;
+use tree::Tree;
+use writers::{Shared, Writers};
 
 /// How a whiteout is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +92,14 @@ pub struct FileFacts<'a> {
     pub path: &'a [u8],
     /// Length in bytes.
     pub size: u64,
-    /// SHA-256 of the content, holes as zeros. `None` unless [`Options::hash_files`].
+    /// SHA-256 of the content. `None` unless [`Options::hash_files`], and for sparse files.
     pub digest: Option<Digest>,
     /// Permission bits, at most 0o7777.
     pub mode: u32,
-    /// Owner on disk.
-    pub uid: u32,
-    /// Group on disk.
-    pub gid: u32,
+    /// Owner on disk; `None`: the caller.
+    pub uid: Option<u32>,
+    /// Group on disk; `None`: the caller's.
+    pub gid: Option<u32>,
     /// Modification time.
     pub mtime: Time,
     /// Extended attributes as they are stored.
@@ -102,7 +127,7 @@ pub trait FileSink: Sync {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What the archive may cost.
-    pub budgets: super::codec::budget::Budgets,
+    pub budgets: Budgets,
     /// Where overlay keeps its attributes.
     pub namespace: Namespace,
     /// How whiteouts are written.
@@ -144,19 +169,149 @@ pub struct Summary {
     pub whiteout_form: WhiteoutForm,
 }
 
+/// What is wrong with one entry of an archive.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryProblem {
+    /// `..` in a path, or in a hard link's target.
+    #[error("a path with `..`")]
+    DotDot,
+    /// NUL in a path.
+    #[error("a path with a NUL byte")]
+    Nul,
+    /// A name of more than 255 bytes.
+    #[error("a name of more than 255 bytes")]
+    LongName,
+    /// A path of too many components.
+    #[error("a path of more than {0} components")]
+    Deep(usize),
+    /// `.wh.`, `.wh..` or `.wh...`.
+    #[error("a whiteout of no name, of `.` or of `..`")]
+    BadWhiteout,
+    /// A path through a whiteout.
+    #[error("it lies beneath a whiteout")]
+    BeneathWhiteout,
+    /// A character device 0:0.
+    #[error("a character device 0:0, which would be taken for a whiteout")]
+    WhiteoutDevice,
+    /// Two entries for one place.
+    #[error("another entry of the archive is at the same place")]
+    Duplicate,
+    /// A non-directory where entries before it need a directory.
+    #[error("it would replace a directory in which the archive put something")]
+    ReplacesDir,
+    /// The layer's root is no directory.
+    #[error("the root of a layer has to be a directory")]
+    RootNotDir,
+    /// A path through something that is no directory.
+    #[error("its path leads through something that is no directory")]
+    ParentNotDir,
+    /// A path through a symlink that leads nowhere within the layer.
+    #[error("its path leads through a symlink whose target is not in the layer")]
+    ParentDangles,
+    /// A hard link's target is not in the layer.
+    #[error(
+        "its hard link's target is not in this layer; targets in other layers are not possible"
+    )]
+    LinkTarget,
+    /// A hard link to a directory.
+    #[error("a hard link to a directory")]
+    LinkToDir,
+    /// Hard links to one another.
+    #[error("hard links that lead to one another only")]
+    LinkCycle,
+    /// A device that may not be made here.
+    #[error(
+        "making a device is refused here; run as root, or with device nodes recorded as attributes"
+    )]
+    DeviceRefused,
+    /// An owner outside of the id map.
+    #[error("owner {0}:{1} is not in the id map; map more ids, or ignore owners")]
+    Unmapped(u32, u32),
+    /// An extended attribute whose name is too long, escaped where it has to be.
+    #[error("an extended attribute's name of more than 255 bytes")]
+    LongXattr,
+    /// An ACL that is none, or speaks of ids outside of the id map.
+    #[error("an ACL that is not valid, or with ids outside of the id map")]
+    Acl,
+    /// A budget is exceeded.
+    #[error("more than {limit} {what}")]
+    Budget {
+        /// Of what.
+        what: &'static str,
+        /// The budget.
+        limit: u64,
+    },
+}
+
 /// Why an archive can't be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// Reading or decompressing failed.
+    /// Reading or decompressing failed; see
+    /// [`CompressError::of`](crate::store::codec::compress::CompressError::of).
+    #[error("can't read the layer: {0}")]
+    Read(#[source] io::Error),
+    /// The archive breaks its format.
     #[error(transparent)]
-    Read(#[from] io::Error),
+    Tar(#[from] TarError),
+    /// An entry is not allowed in a layer.
+    #[error("the layer's entry {path}: {problem}")]
+    Entry {
+        /// The entry, as the archive names it.
+        path: String,
+        /// What is wrong.
+        problem: EntryProblem,
+    },
+    /// An object can't be made, or given its attributes.
+    #[error("can't unpack {path}: {source}")]
+    Io {
+        /// The object.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root can't be read.
+    #[error("can't unpack into the directory: {0}")]
+    Root(#[source] io::Error),
+    /// The tar-split record can't be written.
+    #[error("can't write the tar-split record: {0}")]
+    Record(#[source] io::Error),
+    /// A thread ended without saying why.
+    #[error("a thread that unpacks has stopped")]
+    Stopped,
+}
+
+/// What goes wrong within an entry.
+#[derive(Debug)]
+enum Failure {
+    Problem(EntryProblem),
+    Io(io::Error),
+    /// A writer has failed.
+    Stopped,
+}
+
+impl From<EntryProblem> for Failure {
+    fn from(problem: EntryProblem) -> Failure {
+        Failure::Problem(problem)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Io(errno.into())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Io(error)
+    }
 }
 
 impl Options {
     /// For a store of this namespace: strict, no id map, no content digests, two writers.
     pub fn new(namespace: Namespace) -> Options {
         Options {
-            budgets: super::codec::budget::Budgets::default(),
+            budgets: Budgets::default(),
             namespace,
             whiteouts: WhiteoutForm::Device,
             whiteout_fallback: None,
@@ -174,7 +329,7 @@ impl Options {
 /// the caller's to remove; nothing outside of it was touched. Nothing is synced.
 ///
 /// `tar_split` gets the record, as JSON lines; the caller compresses it. `sink` is told of files.
-/// `progress` is told of compressed bytes read so far, about every 256 KiB.
+/// `progress` is told of compressed bytes read so far, about every 256 KiB, on another thread.
 ///
 /// # Errors
 /// See [`UnpackError`].
@@ -186,8 +341,82 @@ pub fn unpack(
     sink: Option<&dyn FileSink>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Summary, UnpackError> {
-    let _ = (archive, root, options, tar_split, sink, progress);
-    Err(UnpackError::Read(io::ErrorKind::Unsupported.into()))
+    let decoder = Decoder::new(archive, &options.budgets).map_err(UnpackError::Read)?;
+    let attributes = Attributes::new(options, root).map_err(UnpackError::Root)?;
+    let tree = Tree::new(root).map_err(UnpackError::Root)?;
+    let shared = Shared::default();
+    std::thread::scope(|scope| {
+        let (to, chunks) = chunks::channel();
+        let decoding = scope.spawn(move || chunks::decode(decoder, &to, progress));
+        let how = (options.writers, options.hash_files);
+        let writers = Writers::start(scope, &shared, &attributes, sink, how);
+        let mut engine = Engine::new(options, &attributes, tree, writers, tar_split);
+        // `read` drops the channel, which ends the decoding; dropping the engine ends the writers.
+        let result = read(chunks, &mut engine).and_then(|stream| {
+            let compressed = decoding.join().ok().flatten().ok_or(UnpackError::Stopped)?;
+            let whiteouts = finish::finish(&mut engine)?;
+            Ok((stream, compressed, whiteouts))
+        });
+        let ((diff_id, tar_bytes), source, (whiteouts, whiteout_form)) = match result {
+            Err(UnpackError::Stopped) => {
+                return Err(shared.take_error().unwrap_or(UnpackError::Stopped));
+            }
+            other => other?,
+        };
+        Ok(Summary {
+            source,
+            diff_id: DiffId(diff_id),
+            tar_bytes,
+            entries: engine.totals.entries,
+            files: engine.totals.files,
+            bytes: engine.totals.bytes,
+            whiteouts,
+            dropped_xattrs: attributes.dropped(),
+            whiteout_form,
+        })
+    })
+}
+
+/// Reads the stream to its end; gives its digest and length.
+fn read(chunks: Chunks, engine: &mut Engine<'_, '_>) -> Result<(Digest, u64), UnpackError> {
+    let mut parser = Parser::new(&engine.options.budgets);
+    let mut hasher = Hasher::new();
+    for chunk in chunks {
+        let chunk = Arc::new(chunk.map_err(UnpackError::Read)?);
+        hasher.update(chunk.bytes());
+        parse(&mut parser, &chunk, engine)?;
+    }
+    parser.finish()?;
+    let rest = parser.take_raw();
+    engine.segment(&rest)?;
+    Ok(hasher.finish())
+}
+
+fn parse(
+    parser: &mut Parser,
+    chunk: &Arc<Chunk>,
+    engine: &mut Engine<'_, '_>,
+) -> Result<(), UnpackError> {
+    let mut at = 0;
+    while let Some(rest) = chunk.bytes().get(at..).filter(|rest| !rest.is_empty()) {
+        let (taken, step) = parser.advance(rest)?;
+        match step {
+            Step::More => {}
+            Step::Entry(entry) => {
+                let headers = parser.take_raw();
+                engine.segment(&headers)?;
+                engine.entry(*entry, chunk.number)?;
+            }
+            Step::Body(n) => engine.body(chunk, at..at + n)?,
+            Step::Trailing(n) => {
+                let end = parser.take_raw();
+                engine.segment(&end)?;
+                engine.segment(rest.get(..n).unwrap_or_default())?;
+            }
+        }
+        at += taken;
+    }
+    Ok(())
 }
 
 /// Opens a regular file of a layer for reading, by its path in the archive: symlinks stay beneath
@@ -195,7 +424,13 @@ pub fn unpack(
 ///
 /// # Errors
 /// What `openat2(2)` returns; `EINVAL` for what is no regular file.
-pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<std::fs::File> {
-    let _ = (root, path);
-    Err(io::ErrorKind::Unsupported.into())
+pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<File> {
+    // A named pipe must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = tree::open_in_root(root, path, flags)?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(File::from(fd))
 }
