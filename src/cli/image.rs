@@ -69,14 +69,12 @@ pub struct UnpackArgs {
 impl UnpackArgs {
     /// As the store takes it.
     pub fn options(&self, platform: Option<Platform>, name: Option<Reference>) -> LoadOptions {
-        let mut unpack = stored::unpack_options(self.ignore_chown_errors);
-        unpack.hash_files = !self.no_dedup;
         LoadOptions {
             platform,
             name,
             jobs: self.jobs.clamp(1, 64),
             dedup: !self.no_dedup,
-            unpack,
+            unpack: stored::unpack_options(self.ignore_chown_errors),
         }
     }
 }

@@ -188,7 +188,7 @@ impl FileSink for LayerSink<'_> {
 /// capabilities away; the time last.
 fn set_attributes(target: BorrowedFd<'_>, file: &FileFacts<'_>) -> io::Result<()> {
     let this = std::ffi::OsStr::new("");
-    chown_at(target, this, Some(file.uid), Some(file.gid))?;
+    chown_at(target, this, file.uid, file.gid)?;
     chmod_at(target, this, file.mode)?;
     for (key, value) in file.xattrs {
         let key = std::ffi::CString::new(key.as_slice())?;

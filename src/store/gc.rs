@@ -190,7 +190,9 @@ impl Store {
         for name in layout::names(disk, layout::DIFF_ID_BY_DIGEST)? {
             let path = Path::new(layout::DIFF_ID_BY_DIGEST).join(&name);
             let diff_id = layout::read_text(disk, &path)?.unwrap_or_default();
-            if Digest::from_hex(&name.to_string_lossy()).is_ok() && !diff_ids.contains(&diff_id) {
+            let is_planned = transaction.moves_away(&path);
+            let is_ours = Digest::from_hex(&name.to_string_lossy()).is_ok();
+            if is_ours && !is_planned && !diff_ids.contains(&diff_id) {
                 transaction.remove(path);
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Store;
 use super::error::{Context as _, Result, StoreError};
-use super::ids::{CacheId, ChainId, ImageId};
+use super::ids::{CacheId, ChainId, DiffId, ImageId};
 use super::images::by_prefix;
 use super::layout::{self, LayerRecord};
 use super::lock::{self, Lock};
@@ -233,8 +233,40 @@ impl Store {
         for layer in &going {
             self.plan_directory_removal(transaction, &layer.cache_id)?;
         }
+        let gone: BTreeSet<ChainId> = going.iter().map(|layer| layer.chain_id).collect();
+        self.plan_digest_removal(transaction, &layers, &gone)?;
         transaction.keep_until_committed(locks.into_values().collect());
         Ok(going.iter().map(|layer| layer.chain_id).collect())
+    }
+
+    /// Plans that records of compressed forms go whose layers go.
+    fn plan_digest_removal(
+        &self,
+        transaction: &mut Transaction,
+        layers: &[LayerRecord],
+        going: &BTreeSet<ChainId>,
+    ) -> Result<()> {
+        let left: BTreeSet<DiffId> = layers
+            .iter()
+            .filter(|layer| !going.contains(&layer.chain_id))
+            .map(|layer| layer.diff_id)
+            .collect();
+        let gone: BTreeSet<String> = layers
+            .iter()
+            .filter(|layer| going.contains(&layer.chain_id) && !left.contains(&layer.diff_id))
+            .map(|layer| layer.diff_id.to_string())
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for name in layout::names(self.disk(), layout::DIFF_ID_BY_DIGEST)? {
+            let path = Path::new(layout::DIFF_ID_BY_DIGEST).join(name);
+            let diff_id = layout::read_text(self.disk(), &path)?;
+            if diff_id.is_some_and(|diff_id| gone.contains(&diff_id)) {
+                transaction.remove(path);
+            }
+        }
+        Ok(())
     }
 
     /// Plans that a layer's directory and all that belongs to it goes.

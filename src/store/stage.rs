@@ -74,7 +74,7 @@ impl Empty {
 pub struct Stager<'a> {
     store: &'a Store,
     base: PathBuf,
-    options: &'a unpack::Options,
+    options: unpack::Options,
     dedup: Option<&'a Deduplicator>,
     cancelled: &'a AtomicBool,
 }
@@ -84,14 +84,18 @@ impl<'a> Stager<'a> {
     pub fn new(
         store: &'a Store,
         transaction: &Transaction,
-        options: &'a unpack::Options,
+        options: &unpack::Options,
         dedup: Option<&'a Deduplicator>,
         cancelled: &'a AtomicBool,
     ) -> Stager<'a> {
         Stager {
             store,
             base: transaction.join(""),
-            options,
+            // Contents are hashed for those alone who look them up.
+            options: unpack::Options {
+                hash_files: dedup.is_some(),
+                ..options.clone()
+            },
             dedup,
             cancelled,
         }
@@ -146,7 +150,7 @@ impl<'a> Stager<'a> {
         let summary = unpack::unpack(
             reader,
             root.as_fd(),
-            self.options,
+            &self.options,
             Some(&mut split),
             sink.as_ref().map(|sink| sink as &dyn unpack::FileSink),
             progress,

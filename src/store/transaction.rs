@@ -156,6 +156,11 @@ impl Transaction {
         self.moves.len()
     }
 
+    /// Whether what is at `path` is planned to go elsewhere.
+    pub fn moves_away(&self, path: &Path) -> bool {
+        self.moves.iter().any(|step| step.from == path)
+    }
+
     /// Where what the changes from the `first` on move is now.
     pub fn paths_from(&self, first: usize) -> Vec<PathBuf> {
         let moves = self.moves.get(first..).unwrap_or_default();

@@ -64,6 +64,8 @@ impl Disk {
 
     fn copy(&self, from: &str, to: &str) {
         let (from, to) = (self.scratch.join(from), self.scratch.join(to));
+        // A loop device that the kernel is still giving up must not be found again by the file's inode.
+        fs::remove_file(&to).ok();
         run(
             "cp",
             &[

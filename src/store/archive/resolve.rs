@@ -94,9 +94,15 @@ fn docker_image(item: DockerItem) -> Result<ArchivedImage> {
         names: names
             .iter()
             .filter(|name| *name != "<none>:<none>")
-            .map(|name| name.parse())
+            .map(|name| parse_name(name))
             .collect::<Result<_>>()?,
     })
+}
+
+/// A name that an archive gives: one that is none is the archive's fault.
+fn parse_name(name: &str) -> Result<Reference> {
+    name.parse()
+        .map_err(|error: StoreError| StoreError::archive(error.to_string()))
 }
 
 /// The digest that a member's name states: `blobs/sha256/<hex>`, or `<hex>.json` of a config.
@@ -344,6 +350,6 @@ fn name_of(descriptor: &Descriptor) -> Result<Option<Reference>> {
         .iter()
         .find_map(|key| descriptor.annotation(key))
         .filter(|name| name.contains([':', '/']))
-        .map(str::parse)
+        .map(parse_name)
         .transpose()
 }
