@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::{EntryProblem, IdMap, IdRange, Options, Refused, RefusedXattrs};
 use crate::format::acl::{self, AclTag};
-use crate::format::keys::Namespace;
 use crate::format::override_stat::{
     OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS, USER_FUSE_OVERLAYFS,
 };
@@ -214,12 +213,7 @@ impl<'a> Attributes<'a> {
             self.count_dropped();
             return Ok(None);
         }
-        // In both namespaces: the layer may be mounted by others than who unpacked it.
-        let stored = if name.starts_with(Namespace::Trusted.prefix()) {
-            Namespace::Trusted.to_stored(name)
-        } else {
-            Namespace::User.to_stored(name)
-        };
+        let stored = self.options.namespace.to_stored(name);
         if stored.len() > 255 {
             return Err(EntryProblem::LongXattr);
         }
