@@ -28,3 +28,5 @@ mod layout;
 mod processes;
 #[path = "store/rovl.rs"]
 mod rovl_command;
+#[path = "store/tools.rs"]
+mod tools;
