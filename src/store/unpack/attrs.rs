@@ -14,7 +14,7 @@ use crate::format::acl::{self, AclTag};
 use crate::format::override_stat::{
     OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS, USER_FUSE_OVERLAYFS,
 };
-use crate::store::codec::tar::{Entry, EntryKind, Time};
+use crate::store::codec::tar::{Entry, EntryKind, Time, Xattr};
 use crate::sys::fs::{TimeSpec, chmod_at, chown_at, utimens_at};
 use crate::sys::xattr::{SetFlags, set_at};
 
@@ -28,7 +28,7 @@ pub(super) struct Plan {
     pub(super) mode: u32,
     pub(super) mtime: Time,
     pub(super) atime: Time,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Vec<Xattr>,
 }
 
 /// How attributes are planned and applied: the options, and what the process is.
@@ -174,7 +174,7 @@ impl<'a> Attributes<'a> {
         gid: u32,
         mode: u32,
         kind: Option<OverrideKind>,
-    ) -> Option<(Vec<u8>, Vec<u8>)> {
+    ) -> Option<Xattr> {
         let stat = OverrideStat {
             uid,
             gid,
@@ -197,11 +197,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// Name and value as they are stored; `None`: left out.
-    fn plan_xattr(
-        &self,
-        name: &[u8],
-        value: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, EntryProblem> {
+    fn plan_xattr(&self, name: &[u8], value: &[u8]) -> Result<Option<Xattr>, EntryProblem> {
         let ours = [
             USER_CONTAINERS,
             SECURITY_FUSE_OVERLAYFS,
