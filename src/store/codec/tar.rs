@@ -9,6 +9,7 @@ pub mod header;
 pub mod parser;
 pub mod pax;
 pub mod reader;
+mod sparse;
 pub mod writer;
 
 use std::fmt;

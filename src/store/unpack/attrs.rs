@@ -123,7 +123,8 @@ impl<'a> Attributes<'a> {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What a directory gets that no entry speaks of: 0755, root's.
+    /// What a directory gets that no entry speaks of: 0755, root's, and time 0, so that the same archive
+    /// always gives the same tree.
     pub(super) fn plan_implied(&self) -> Result<Plan, EntryProblem> {
         Ok(Plan {
             owner: self.owner(0, 0)?,
