@@ -651,3 +651,114 @@ fn files_are_opened_beneath_the_root_only() {
         assert!(open(path).is_err(), "{path}");
     }
 }
+
+/// What the test below does once it is nobody.
+fn as_nobody(root: &std::path::Path) {
+    let root = fs::File::open(root).unwrap();
+    let fd = || std::os::fd::AsFd::as_fd(&root);
+    let mut file = entry(b"d/f", EntryKind::File, 4);
+    (file.uid, file.gid, file.mode) = (0, 7, 0o640);
+    let mut closed = entry(b"closed", EntryKind::Dir, 0);
+    closed.mode = 0;
+    let tar = Tar::new()
+        .add(&file, b"body")
+        .add(&closed, b"")
+        .file("closed/in/f", "x")
+        .file("d/.wh.w", "")
+        .file("o/.wh..wh..opq", "")
+        .link("hard", "d/f");
+    let device = tar.clone().device("null", 1, 3).end();
+    let trusted = [("trusted.x", &b"1"[..])];
+    let with_trusted = tar
+        .clone()
+        .with_xattrs("t", EntryKind::File, &trusted)
+        .end();
+    let tar = tar.end();
+    let sub = |name: &str| {
+        rustix::fs::mkdirat(fd(), name, rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY;
+        rustix::fs::openat(fd(), name, flags, rustix::fs::Mode::empty()).unwrap()
+    };
+    let attempt = |name: &str, tar: &[u8], options: &rovl::store::unpack::Options| {
+        let dir = sub(name);
+        let done = unpack(
+            tar,
+            std::os::fd::AsFd::as_fd(&dir),
+            options,
+            None,
+            None,
+            &|_| {},
+        );
+        done.map_err(|e| e.to_string())
+    };
+    let mut plain = options();
+    plain.namespace = Namespace::User;
+    let error = attempt("strict", &tar, &plain).unwrap_err();
+    assert!(error.contains("Operation not permitted"), "{error}");
+    plain.refused = Refused::IgnoreOwner;
+    assert_eq!(attempt("ignore", &tar, &plain).unwrap().whiteouts, 1);
+    let error = attempt("device", &device, &plain).unwrap_err();
+    assert!(error.contains("making a device is refused"), "{error}");
+    let error = attempt("trusted", &with_trusted, &plain).unwrap_err();
+    assert!(
+        error.contains("can't set the attribute trusted.x"),
+        "{error}"
+    );
+    plain.refused_xattrs = RefusedXattrs::Drop;
+    assert_eq!(
+        attempt("dropped", &with_trusted, &plain)
+            .unwrap()
+            .dropped_xattrs,
+        1
+    );
+    plain.refused = Refused::OverrideStat;
+    attempt("recorded", &device, &plain).unwrap();
+}
+
+#[test]
+fn a_plain_user_unpacks_too() {
+    const PLACE: &str = "ROVL_TEST_AS_NOBODY";
+    if let Some(root) = std::env::var_os(PLACE) {
+        return as_nobody(root.as_ref());
+    }
+    let place = Place::new();
+    let nobody = 65534;
+    let base = place.root();
+    let base = base.parent().unwrap();
+    fs::set_permissions(base, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(place.root(), Some(nobody), Some(nobody)).unwrap();
+    let output = std::os::unix::process::CommandExt::uid(
+        &mut std::process::Command::new(std::env::current_exe().unwrap()),
+        nobody,
+    )
+    .args(["--exact", "rules::a_plain_user_unpacks_too"])
+    .env(PLACE, place.root())
+    .output()
+    .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    for name in ["ignore", "recorded"] {
+        assert!(place.is_whiteout(&format!("{name}/d/w")));
+        let key = "user.overlay.opaque";
+        assert_eq!(
+            place.xattr(&format!("{name}/o"), key).as_deref(),
+            Some(&b"y"[..])
+        );
+        assert_eq!(
+            fs::read(place.path(&format!("{name}/closed/in/f"))).unwrap(),
+            b"x"
+        );
+        assert_eq!(place.meta(&format!("{name}/hard")).nlink(), 2);
+    }
+    assert_eq!(place.meta("ignore/d/f").uid(), nobody);
+    assert_eq!(place.meta("ignore/closed").mode() & 0o7777, 0);
+    let key = "user.containers.override_stat";
+    let stat = |name: &str| String::from_utf8(place.xattr(name, key).unwrap()).unwrap();
+    assert_eq!(stat("recorded/null"), "0:0:0644:char-1-3");
+    assert_eq!(stat("recorded/d/f"), "0:7:0640");
+    assert_eq!(stat("recorded/closed"), "0:0:0000");
+    assert_eq!(stat("recorded/closed/in"), "0:0:0755");
+}

@@ -9,6 +9,7 @@ pub mod header;
 pub mod parser;
 pub mod pax;
 pub mod reader;
+mod sparse;
 pub mod writer;
 
 use std::fmt;
@@ -64,6 +65,9 @@ pub struct SparseSegment {
     pub length: u64,
 }
 
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
 /// One object of an archive, with what all of its headers say about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -86,7 +90,7 @@ pub struct Entry {
     /// Bytes of the body in the archive: `size`, or that of the pieces of a sparse file.
     pub stored: u64,
     /// Extended attributes, in the order of the archive; each name once.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Xattr>,
     /// The pieces that a sparse file's body consists of, in order, without overlap.
     pub sparse: Option<Vec<SparseSegment>>,
 }

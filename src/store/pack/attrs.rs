@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
         let name = OsStr::from_bytes(name);
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
         let stat = rustix::fs::statat(dir, name, flags)?;
-        let mut attributes = self.from_stat(stat)?;
+        let mut attributes = self.basic(stat)?;
         let keys = list_at(dir, name)?;
         for key in keys.split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
             let c_key = CString::new(key).map_err(|e| Failure::Read(e.into()))?;
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         Ok(attributes)
     }
 
-    fn from_stat(&self, stat: Stat) -> Result<Attributes, Failure> {
+    fn basic(&self, stat: Stat) -> Result<Attributes, Failure> {
         let unmapped = PackProblem::Unmapped(stat.st_uid, stat.st_gid);
         let (uid, gid) = if self.options.override_stat {
             (stat.st_uid, stat.st_gid)

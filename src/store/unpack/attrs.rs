@@ -14,7 +14,7 @@ use crate::format::acl::{self, AclTag};
 use crate::format::override_stat::{
     OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS, USER_FUSE_OVERLAYFS,
 };
-use crate::store::codec::tar::{Entry, EntryKind, Time};
+use crate::store::codec::tar::{Entry, EntryKind, Time, Xattr};
 use crate::sys::fs::{TimeSpec, chmod_at, chown_at, utimens_at};
 use crate::sys::xattr::{SetFlags, set_at};
 
@@ -28,7 +28,7 @@ pub(super) struct Plan {
     pub(super) mode: u32,
     pub(super) mtime: Time,
     pub(super) atime: Time,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Vec<Xattr>,
 }
 
 /// How attributes are planned and applied: the options, and what the process is.
@@ -123,7 +123,8 @@ impl<'a> Attributes<'a> {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What a directory gets that no entry speaks of: 0755, root's.
+    /// What a directory gets that no entry speaks of: 0755, root's, and time 0, so that the same archive
+    /// always gives the same tree.
     pub(super) fn plan_implied(&self) -> Result<Plan, EntryProblem> {
         Ok(Plan {
             owner: self.owner(0, 0)?,
@@ -174,7 +175,7 @@ impl<'a> Attributes<'a> {
         gid: u32,
         mode: u32,
         kind: Option<OverrideKind>,
-    ) -> Option<(Vec<u8>, Vec<u8>)> {
+    ) -> Option<Xattr> {
         let stat = OverrideStat {
             uid,
             gid,
@@ -197,11 +198,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// Name and value as they are stored; `None`: left out.
-    fn plan_xattr(
-        &self,
-        name: &[u8],
-        value: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, EntryProblem> {
+    fn plan_xattr(&self, name: &[u8], value: &[u8]) -> Result<Option<Xattr>, EntryProblem> {
         let ours = [
             USER_CONTAINERS,
             SECURITY_FUSE_OVERLAYFS,

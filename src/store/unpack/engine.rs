@@ -53,6 +53,8 @@ pub(super) struct Engine<'a, 'r> {
     deferred: usize,
     pub(super) totals: Totals,
     current: Current,
+    /// Of the current entry's body, for the record.
+    crc: Crc64,
 }
 
 /// What becomes of the body of the current entry.
@@ -62,12 +64,7 @@ enum Current {
     /// It is not kept in the layer: the record has it.
     Segments { left: u64 },
     /// A file as it is in the archive, so that the record needs but its checksum.
-    File {
-        left: u64,
-        name: Vec<u8>,
-        size: u64,
-        crc: Crc64,
-    },
+    File { left: u64, name: Vec<u8>, size: u64 },
     /// A sparse file: the record has its body, the layer has it with holes.
     Sparse { left: u64 },
 }
@@ -93,6 +90,7 @@ impl<'a, 'r> Engine<'a, 'r> {
             deferred: 0,
             totals: Totals::default(),
             current: Current::None,
+            crc: Crc64::new(),
         }
     }
 
@@ -114,13 +112,9 @@ impl<'a, 'r> Engine<'a, 'r> {
             Err(failure) => return Err(failure.at(&name)),
         };
         let left = stored;
+        self.crc = Crc64::new();
         self.current = match (is_kept, is_plain_file) {
-            (true, true) => Current::File {
-                left,
-                name,
-                size,
-                crc: Crc64::new(),
-            },
+            (true, true) => Current::File { left, name, size },
             (is_kept, _) => {
                 if let Some(recorder) = &mut self.recorder {
                     let recorded = recorder.file(&name, 0, [0; 8]);
@@ -155,9 +149,9 @@ impl<'a, 'r> Engine<'a, 'r> {
             Current::None => return Ok(()),
             Current::Segments { left } => (left, true, false),
             Current::Sparse { left } => (left, true, true),
-            Current::File { left, crc, .. } => {
+            Current::File { left, .. } => {
                 if self.recorder.is_some() {
-                    crc.update(piece.bytes());
+                    self.crc.update(piece.bytes());
                 }
                 (left, false, true)
             }
@@ -179,12 +173,10 @@ impl<'a, 'r> Engine<'a, 'r> {
 
     fn end_of_entry(&mut self, at: u64) -> Result<(), UnpackError> {
         let current = std::mem::replace(&mut self.current, Current::None);
-        if let Current::File {
-            name, size, crc, ..
-        } = &current
+        if let Current::File { name, size, .. } = &current
             && let Some(recorder) = &mut self.recorder
         {
-            let recorded = recorder.file(name, *size, crc.sum());
+            let recorded = recorder.file(name, *size, self.crc.sum());
             recorded.map_err(UnpackError::Record)?;
         }
         match current {

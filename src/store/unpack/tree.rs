@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use super::{EntryProblem, Failure};
 
 /// Directories that are kept open.
-const OPEN: NonZeroUsize = match NonZeroUsize::new(256) {
+const OPEN: NonZeroUsize = match NonZeroUsize::new(128) {
     Some(n) => n,
     None => NonZeroUsize::MIN,
 };

@@ -112,7 +112,7 @@ impl Pax {
         let mut xattr_bytes = 0;
         let mut rest = body;
         while !rest.is_empty() {
-            let (key, value, after) = split_record(rest)?;
+            let (Record { key, value }, after) = split_record(rest)?;
             rest = after;
             if global {
                 refuse_global(key)?;
@@ -281,8 +281,14 @@ fn map(value: &[u8], most: usize) -> Result<Vec<SparseSegment>, PaxError> {
     Ok(segments)
 }
 
-/// Key, value and what follows of the first record.
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), PaxError> {
+/// One record.
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+/// The first record and what follows it.
+fn split_record(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), PaxError> {
     let space = bytes.iter().take(20).position(|byte| *byte == b' ');
     let space = space.ok_or(PaxError::Record("it has no length"))?;
     let (digits, _) = bytes.split_at(space);
@@ -301,7 +307,8 @@ fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), PaxError> {
     if key.is_empty() || key.contains(&0) {
         return Err(PaxError::Record("its key"));
     }
-    Ok((key, value.get(1..).unwrap_or_default(), after))
+    let value = value.get(1..).unwrap_or_default();
+    Ok((Record { key, value }, after))
 }
 
 fn refuse_global(key: &[u8]) -> Result<(), PaxError> {
