@@ -95,7 +95,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         run_helper(&args)
     } else {
         match Cli::try_parse_from(&args) {
-            Ok(cli) => run_command(cli),
+            Ok(cli) => match enter_namespace(&cli.command, &args) {
+                Ok(Some(code)) => return code,
+                Ok(None) => run_command(cli),
+                Err(failure) => Err(failure),
+            },
             Err(error) => return report_clap(&error),
         }
     };
@@ -105,6 +109,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             eprintln!("rovl: {}", failure.message);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// The commands of the store are for root, be it of a user namespace.
+fn enter_namespace(command: &Command, args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
+    match command {
+        Command::Image(_) | Command::Layer(_) | Command::Store(_) => userns::enter(args),
+        Command::Mount(_) | Command::Umount(_) | Command::Stat(_) => Ok(None),
     }
 }
 

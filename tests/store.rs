@@ -18,6 +18,8 @@ mod builder;
 mod care;
 #[path = "store/crash.rs"]
 mod crash;
+#[path = "store/dedup.rs"]
+mod dedup;
 #[path = "store/forms.rs"]
 mod forms;
 #[path = "store/hostile.rs"]
@@ -30,3 +32,5 @@ mod processes;
 mod rovl_command;
 #[path = "store/tools.rs"]
 mod tools;
+#[path = "store/users.rs"]
+mod users;

@@ -51,8 +51,7 @@ fn default_root(var: &dyn Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Failur
     if let Some(root) = set("ROVL_ROOT") {
         return Ok(root);
     }
-    let is_root = rustix::process::geteuid().is_root() && set("ROVL_USERNS").is_none();
-    if is_root && super::userns::is_initial() {
+    if rustix::process::geteuid().is_root() && super::userns::is_initial() {
         return Ok("/var/lib/rovl".into());
     }
     if let Some(data) = set("XDG_DATA_HOME") {

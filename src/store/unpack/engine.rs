@@ -199,7 +199,12 @@ impl<'a, 'r> Engine<'a, 'r> {
                 Ok(false)
             }
             Meaning::Hides(hidden) => {
-                let dir = self.dir(parent)?;
+                let dir = match self.dir(parent) {
+                    // umoci writes a whiteout for everything below a directory that became a file. What
+                    // is no directory hides all of that already.
+                    Err(Failure::Problem(EntryProblem::ParentNotDir)) => return Ok(false),
+                    other => other?,
+                };
                 self.claim(&dir, name)?;
                 self.defer(path.as_bytes().len())?;
                 self.whiteouts.push((parent.to_vec(), hidden.to_vec()));
