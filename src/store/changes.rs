@@ -126,7 +126,7 @@ fn key(path: &Path, name: &OsStr, key: OverlayKey) -> Option<Vec<u8>> {
         })
 }
 
-fn is_opaque(path: &Path) -> bool {
+pub(super) fn is_opaque(path: &Path) -> bool {
     key(path, OsStr::new(""), OverlayKey::Opaque).is_some_and(|value| value == b"y")
 }
 
@@ -160,7 +160,7 @@ impl Below {
 }
 
 /// Whether a tree shows something at a path (`Some(true)`), hides it (`Some(false)`), or says nothing of it.
-fn shows(tree: &Path, path: &Path) -> Option<bool> {
+pub(super) fn shows(tree: &Path, path: &Path) -> Option<bool> {
     let mut at = tree.to_owned();
     let count = path.components().count();
     for (number, part) in path.components().enumerate() {

@@ -34,7 +34,7 @@ use super::unpack::{FileFacts, FileSink, open_beneath};
 use crate::sys::fs::{TimeSpec, chmod_at, chown_at, utimens_at};
 use crate::sys::xattr::{SetFlags, set_at};
 
-pub use clone::clone_tree;
+pub use clone::{clone_tree, copy_directory_attributes};
 pub use index::{LayerIndex, read_saved, rebuild};
 
 /// Smaller files are not worth an extent of their own.

@@ -5,6 +5,7 @@
 //! at once: an image is there with all its layers, or not at all. A layer that is there with another parent is
 //! cloned instead of being unpacked.
 
+mod inherit;
 mod input;
 mod plan;
 mod publish;

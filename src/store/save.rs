@@ -82,6 +82,12 @@ impl Store {
         Decoder::new(file, &Budgets::trusted()).context("reading", &path)
     }
 
+    /// Directories that a layer's tar has things in but doesn't describe, parents first.
+    pub(super) fn implied_directories(&self, layer: &LayerRecord) -> Result<Vec<Vec<u8>>> {
+        length::implied(self.split_record(layer)?)
+            .map_err(|error| StoreError::layer(layer.diff_id.to_string(), error))
+    }
+
     /// Bytes that a layer's tar has.
     pub fn tar_bytes(&self, layer: &LayerRecord) -> Result<u64> {
         let record = self.split_record(layer)?;

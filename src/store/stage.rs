@@ -42,6 +42,8 @@ pub struct StagedLayer {
     pub size: u64,
     /// Entries of its tar.
     pub entries: u64,
+    /// Directories that its tar doesn't describe, parents first.
+    pub implied: Vec<Vec<u8>>,
 }
 
 /// The directories of a layer in the making.
@@ -175,18 +177,18 @@ impl<'a> Stager<'a> {
             compression: Some(summary.source.compression),
             size: summary.bytes,
             entries: summary.entries,
+            implied: summary.implied,
         })
     }
 
     /// Clones a layer of the store that is to lie on another parent.
     pub fn clone_layer(&self, from: &LayerRecord) -> Result<StagedLayer> {
         let split = layout::layer_record(&from.chain_id).join("tar-split.json.gz");
-        self.clone_tree(
-            &layout::layer_dir(&from.cache_id),
-            &split,
-            &from.diff_id,
-            from.size,
-        )
+        let dir = layout::layer_dir(&from.cache_id);
+        let clone = self.clone_tree(&dir, &split, &from.diff_id, from.size)?;
+        // They have what the other parent shows.
+        let implied = self.store.implied_directories(from)?;
+        Ok(StagedLayer { implied, ..clone })
     }
 
     /// Clones a layer of the same transaction.
@@ -195,6 +197,7 @@ impl<'a> Stager<'a> {
         let clone = self.clone_tree(&from.dir, &split, &from.diff_id, from.size)?;
         Ok(StagedLayer {
             entries: from.entries,
+            implied: from.implied.clone(),
             ..clone
         })
     }
@@ -228,6 +231,7 @@ impl<'a> Stager<'a> {
             compression: None,
             size,
             entries: 0,
+            implied: Vec::new(),
         })
     }
 }

@@ -167,6 +167,8 @@ pub struct Summary {
     pub dropped_xattrs: u64,
     /// The form of whiteout that was written in the end.
     pub whiteout_form: WhiteoutForm,
+    /// Directories that no entry describes, parents first: 0755 and root's until somebody knows better.
+    pub implied: Vec<Vec<u8>>,
 }
 
 /// What is wrong with one entry of an archive.
@@ -373,6 +375,7 @@ pub fn unpack(
             whiteouts,
             dropped_xattrs: attributes.dropped(),
             whiteout_form,
+            implied: std::mem::take(&mut engine.implied).into_iter().collect(),
         })
     })
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::format::keys::Namespace;
 use crate::store::disk::{Disk, Step};
 use crate::store::error::{Context as _, Result};
 use crate::sys::fs::{TimeSpec, chmod_at, chown_at, utimens_at};
@@ -56,7 +57,7 @@ impl Cloner<'_> {
         }
         let stat = rustix::fs::fstat(&from)?;
         let this = OsStr::new(THIS);
-        copy_attributes((from.as_fd(), this), (to.as_fd(), this), &stat)?;
+        copy_attributes((from.as_fd(), this), (to.as_fd(), this), &stat, &|_| true)?;
         Ok(())
     }
 
@@ -85,7 +86,7 @@ impl Cloner<'_> {
                 rustix::fs::mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)?;
             }
         }
-        copy_attributes((from, name), (to, name), stat)
+        copy_attributes((from, name), (to, name), stat, &|_| true)
     }
 }
 
@@ -155,11 +156,25 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64) -> std::io::Re
     Ok(())
 }
 
+/// Gives a directory the owner, mode, times and attributes of another, but not what only an overlay may set.
+pub fn copy_directory_attributes(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (from, to) = (File::open(from)?, File::open(to)?);
+    let stat = rustix::fs::fstat(&from)?;
+    let this = OsStr::new(THIS);
+    let is_plain = |key: &[u8]| {
+        ![Namespace::Trusted, Namespace::User]
+            .iter()
+            .any(|namespace| key.starts_with(namespace.prefix()))
+    };
+    copy_attributes((from.as_fd(), this), (to.as_fd(), this), &stat, &is_plain)
+}
+
 /// The owner first, which takes set-id bits and capabilities away; the times last.
 fn copy_attributes(
     (from_dir, from): (BorrowedFd<'_>, &OsStr),
     (to_dir, to): (BorrowedFd<'_>, &OsStr),
     stat: &Stat,
+    wanted: &dyn Fn(&[u8]) -> bool,
 ) -> std::io::Result<()> {
     chown_at(to_dir, to, Some(stat.st_uid), Some(stat.st_gid))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -169,6 +184,9 @@ fn copy_attributes(
         let Ok(key) = CStr::from_bytes_with_nul(key) else {
             continue;
         };
+        if !wanted(key.to_bytes()) {
+            continue;
+        }
         if let Some(value) = get_at(from_dir, from, key)? {
             set_at(to_dir, to, key, &value, SetFlags::Any)?;
         }

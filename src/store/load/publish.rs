@@ -1,7 +1,9 @@
 //! The end of a load: what was unpacked becomes the layers of images, and all of it is shown at once.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use super::inherit::inherit;
 use super::plan::{ImagePlan, LayerPlan};
 use super::{LoadedImage, LoadedLayer, Loader, Outcome};
 use crate::store::disk::Disk;
@@ -18,6 +20,8 @@ use crate::store::transaction::WriteLock;
 struct Below {
     link: LinkId,
     lower: Option<String>,
+    /// Its tree and those of its parents, topmost first.
+    trees: Vec<PathBuf>,
 }
 
 /// A layer that is to be published.
@@ -72,6 +76,9 @@ impl Loader<'_> {
             .as_ref()
             .map(|parent| layout::lower_of_child(&parent.link, parent.lower.as_deref()));
         let disk = self.store.disk();
+        let below = parent.map(|parent| parent.trees).unwrap_or_default();
+        let tree = disk.path(staged.dir.join("diff"));
+        inherit(disk, &tree, &staged.implied, &below)?;
         write_lower(disk, &staged, lower.as_deref(), false)?;
         if lower.is_some() {
             disk.make_dir(staged.dir.join("work"), 0o700)?;
@@ -90,6 +97,7 @@ impl Loader<'_> {
         let made = Below {
             link: staged.link_id.clone(),
             lower: lower.clone(),
+            trees: [vec![tree], below].concat(),
         };
         new.push(NewLayer {
             chain_id: layer.chain_id,
@@ -115,9 +123,14 @@ impl Loader<'_> {
         let disk = self.store.disk();
         let link = layout::read_link_id(disk, &record.cache_id)?
             .ok_or_else(|| StoreError::damaged(format!("layer {} has no link", record.chain_id)))?;
+        let chain = self.store.chain_of(&record.chain_id)?;
         Ok(Below {
             link,
             lower: layout::read_lower(disk, &record.cache_id)?,
+            trees: chain
+                .iter()
+                .map(|layer| disk.path(layout::layer_diff(&layer.cache_id)))
+                .collect(),
         })
     }
 
@@ -200,6 +213,7 @@ impl Loader<'_> {
             let made = Below {
                 link: layer.staged.link_id.clone(),
                 lower: layer.lower.clone(),
+                trees: Vec::new(),
             };
             below.insert(layer.chain_id, made);
             kept.push(layer);

@@ -1,6 +1,7 @@
 //! One entry after another: what can be made at once is made, files go to the writers, and what
 //! depends on the rest of the archive waits for [`finish`](super::finish).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::ops::Range;
@@ -46,6 +47,8 @@ pub(super) struct Engine<'a, 'r> {
     recorder: Option<Recorder<&'r mut (dyn Write + Send + 'r)>>,
     /// Directories in the order of their making, and what they get at the end; the root is the first.
     pub(super) dirs: Vec<(Vec<u8>, Option<Plan>)>,
+    /// The paths of directories that no entry has described yet.
+    pub(super) implied: BTreeSet<Vec<u8>>,
     pub(super) links: Vec<Link>,
     /// Directory and hidden name.
     pub(super) whiteouts: Vec<(Vec<u8>, Vec<u8>)>,
@@ -84,6 +87,7 @@ impl<'a, 'r> Engine<'a, 'r> {
             writers,
             recorder: record.map(Recorder::new),
             dirs: vec![(Vec::new(), None)],
+            implied: BTreeSet::new(),
             links: Vec::new(),
             whiteouts: Vec::new(),
             opaque: Vec::new(),
@@ -276,6 +280,7 @@ impl<'a, 'r> Engine<'a, 'r> {
                 if let Some((_, implied)) = self.dirs.get_mut(number as usize) {
                     *implied = Some(plan);
                 }
+                self.implied.remove(path.as_bytes());
                 self.tree.see(key, Seen::Dir(number));
             }
             Some(_) => return Err(EntryProblem::Duplicate.into()),
@@ -305,6 +310,7 @@ impl<'a, 'r> Engine<'a, 'r> {
             let plan = self.attributes.plan_implied()?;
             let number = self.note_dir(&path, plan)?;
             self.tree.see(key, Seen::Implied(number));
+            self.implied.insert(path);
         }
         dir
     }
