@@ -762,3 +762,74 @@ fn a_plain_user_unpacks_too() {
     assert_eq!(stat("recorded/closed"), "0:0:0000");
     assert_eq!(stat("recorded/closed/in"), "0:0:0755");
 }
+
+/// A mount of the kernel's overlayfs, until it is dropped.
+struct Overlay(std::path::PathBuf);
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let unmounted = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        if let Err(e) = unmounted {
+            eprintln!("can't unmount {}: {e}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn the_kernel_shows_what_a_layer_means() {
+    let tar = Tar::new()
+        .file(".wh.gone", "")
+        .file("dir/.wh.gone", "")
+        .file("opaque/.wh..wh..opq", "")
+        .file("opaque/new", "")
+        .file("replaced/new", "")
+        .file(".wh.replaced", "")
+        .with_xattrs("mine", EntryKind::Dir, &[("trusted.overlay.opaque", b"y")])
+        .file("file-now", "");
+    let tar = tar.end();
+    for form in [WhiteoutForm::Device, WhiteoutForm::Xattr] {
+        let (lower, upper, merged) = (Place::new(), Place::new(), Place::new());
+        for dir in ["dir", "opaque", "replaced", "mine", "file-now"] {
+            fs::create_dir(lower.path(dir)).unwrap();
+            lower.write(&format!("{dir}/gone"), "");
+        }
+        lower.write("gone", "");
+        let mut wanted = options();
+        wanted.whiteouts = form;
+        upper.unpack_with(&tar, &wanted);
+        let layers = format!(
+            "lowerdir={}:{}",
+            upper.root().display(),
+            lower.root().display()
+        );
+        let output = std::process::Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &layers])
+            .arg(merged.root())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let mount = Overlay(merged.root());
+        let shown: Vec<String> = merged.listing().into_keys().collect();
+        let expected = [
+            "",
+            "dir",
+            "file-now",
+            "mine",
+            "mine/gone",
+            "opaque",
+            "opaque/new",
+            "replaced",
+            "replaced/new",
+        ];
+        assert_eq!(shown, expected, "{form:?}");
+        assert_eq!(
+            merged.xattr("mine", "trusted.overlay.opaque").as_deref(),
+            Some(&b"y"[..])
+        );
+        drop(mount);
+    }
+}
