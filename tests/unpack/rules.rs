@@ -852,3 +852,33 @@ fn times_that_no_file_system_holds_are_cut_and_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn groups_are_not_inherited_from_directories() {
+    for (mode, gid, inner) in [(0o2755, 77, false), (0o755, 77, false), (0o755, 0, true)] {
+        let place = Place::new();
+        std::os::unix::fs::chown(place.root(), None, Some(gid)).unwrap();
+        fs::set_permissions(
+            place.root(),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
+        )
+        .unwrap();
+        if inner {
+            fs::create_dir(place.path("d")).unwrap();
+            std::os::unix::fs::chown(place.path("d"), None, Some(78)).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2755);
+            fs::set_permissions(place.path("d"), mode).unwrap();
+        }
+        place.unpack(
+            &Tar::new()
+                .file("d/f", "x")
+                .dir("d/e")
+                .symlink("d/s", "x")
+                .end(),
+        );
+        for name in ["d/f", "d/e", "d/s"] {
+            assert_eq!(place.meta(name).gid(), 0, "{name}");
+        }
+        assert_eq!(place.meta("d/e").mode() & 0o7777, 0o755);
+    }
+}
