@@ -2,7 +2,12 @@
 //! way back. Needs root, and the Debian packages tar, libarchive-tools, busybox and python3.
 
 // The helpers of a test are not seen as tests by clippy.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)]
 
 #[path = "unpack/archive.rs"]
 mod archive;

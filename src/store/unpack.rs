@@ -344,8 +344,9 @@ pub fn unpack(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Summary, UnpackError> {
     let decoder = Decoder::new(archive, &options.budgets).map_err(UnpackError::Read)?;
-    let attributes = Attributes::new(options, root).map_err(UnpackError::Root)?;
     let tree = Tree::new(root).map_err(UnpackError::Root)?;
+    let pristine = tree.is_pristine();
+    let attributes = Attributes::new(options, root, pristine).map_err(UnpackError::Root)?;
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let (to, chunks) = chunks::channel();

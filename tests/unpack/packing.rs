@@ -97,18 +97,6 @@ fn a_tree_survives_with_all_its_attributes() {
         .symlink("s", &"t".repeat(300))
         .device("null", 1, 3)
         .add(&entry(b"fifo", EntryKind::Fifo, 0), b"")
-        .link("z-hard", "d/\u{fffd}/../x")
-        .end();
-    // The link above is refused: make the tree without it first, then a link that is right.
-    assert!(place.try_unpack(&tar, &options()).is_err());
-    let place = Place::new();
-    let tar = Tar::new()
-        .dir("./")
-        .add(&odd, b"odd")
-        .file(&long, "long")
-        .symlink("s", &"t".repeat(300))
-        .device("null", 1, 3)
-        .add(&entry(b"fifo", EntryKind::Fifo, 0), b"")
         .file("d/first", "both")
         .link("z-hard", "d/first")
         .file("d/.wh.gone", "")

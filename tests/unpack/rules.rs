@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rovl::format::keys::Namespace;
 use rovl::store::codec::compress::{Compression, Encoder};
 use rovl::store::codec::digest::Digest;
-use rovl::store::codec::tar::{EntryKind, SparseSegment, Time};
+use rovl::store::codec::tar::{EntryKind, Time};
 use rovl::store::unpack::{
     FileFacts, FileSink, IdMap, IdRange, Refused, RefusedXattrs, WhiteoutForm, unpack,
 };
@@ -482,10 +482,6 @@ fn sparse_files_keep_their_holes() {
     file.seek(SeekFrom::Start(536_870_912 + 599_999)).unwrap();
     file.read_exact(&mut body[..2]).unwrap();
     assert_eq!(body[..2], [7, 0]);
-    let _segment = SparseSegment {
-        offset: 0,
-        length: 3,
-    };
 }
 
 #[test]
@@ -611,7 +607,7 @@ fn many_files_of_every_size_arrive_whole() {
 
 #[test]
 fn refused_attributes_are_errors_unless_they_may_be_dropped() {
-    // A symlink can have neither user attributes nor, without a label's owner, made-up ones.
+    // A symlink can't have user attributes, and these are never left out.
     let kind = || EntryKind::Symlink(b"x".to_vec());
     let tar = Tar::new()
         .with_xattrs("l", kind(), &[("user.x", b"1")])
@@ -627,7 +623,12 @@ fn refused_attributes_are_errors_unless_they_may_be_dropped() {
         .end();
     let place = Place::new();
     let done = place.unpack_with(&tar, &dropping);
-    assert!(done.summary.dropped_xattrs <= 1);
+    // Root may set it; what a plain user may not is tested below.
+    assert_eq!(done.summary.dropped_xattrs, 0);
+    assert_eq!(
+        place.xattr("f", "security.nonsense").as_deref(),
+        Some(&b"1"[..])
+    );
 }
 
 #[test]
@@ -761,4 +762,123 @@ fn a_plain_user_unpacks_too() {
     assert_eq!(stat("recorded/d/f"), "0:7:0640");
     assert_eq!(stat("recorded/closed"), "0:0:0000");
     assert_eq!(stat("recorded/closed/in"), "0:0:0755");
+}
+
+/// A mount of the kernel's overlayfs, until it is dropped.
+struct Overlay(std::path::PathBuf);
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let unmounted = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        if let Err(e) = unmounted {
+            eprintln!("can't unmount {}: {e}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn the_kernel_shows_what_a_layer_means() {
+    let tar = Tar::new()
+        .file(".wh.gone", "")
+        .file("dir/.wh.gone", "")
+        .file("opaque/.wh..wh..opq", "")
+        .file("opaque/new", "")
+        .file("replaced/new", "")
+        .file(".wh.replaced", "")
+        .with_xattrs("mine", EntryKind::Dir, &[("trusted.overlay.opaque", b"y")])
+        .file("file-now", "");
+    let tar = tar.end();
+    for form in [WhiteoutForm::Device, WhiteoutForm::Xattr] {
+        let (lower, upper, merged) = (Place::new(), Place::new(), Place::new());
+        for dir in ["dir", "opaque", "replaced", "mine", "file-now"] {
+            fs::create_dir(lower.path(dir)).unwrap();
+            lower.write(&format!("{dir}/gone"), "");
+        }
+        lower.write("gone", "");
+        let mut wanted = options();
+        wanted.whiteouts = form;
+        upper.unpack_with(&tar, &wanted);
+        let layers = format!(
+            "lowerdir={}:{}",
+            upper.root().display(),
+            lower.root().display()
+        );
+        let output = std::process::Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &layers])
+            .arg(merged.root())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let mount = Overlay(merged.root());
+        let shown: Vec<String> = merged.listing().into_keys().collect();
+        let expected = [
+            "",
+            "dir",
+            "file-now",
+            "mine",
+            "mine/gone",
+            "opaque",
+            "opaque/new",
+            "replaced",
+            "replaced/new",
+        ];
+        assert_eq!(shown, expected, "{form:?}");
+        assert_eq!(
+            merged.xattr("mine", "trusted.overlay.opaque").as_deref(),
+            Some(&b"y"[..])
+        );
+        drop(mount);
+    }
+}
+
+#[test]
+fn times_that_no_file_system_holds_are_cut_and_do_no_harm() {
+    for sec in [i64::MAX, i64::MIN + 1, 1 << 40, -(1 << 40)] {
+        let place = Place::new();
+        let mut file = entry(b"d/f", EntryKind::File, 0);
+        file.mtime = Time {
+            sec,
+            nsec: 999_999_999,
+        };
+        let mut dir = entry(b"d", EntryKind::Dir, 0);
+        dir.mtime = file.mtime;
+        place.unpack(&Tar::new().add(&dir, b"").add(&file, b"").end());
+        for name in ["d", "d/f"] {
+            assert_eq!(place.meta(name).mtime() < 0, sec < 0, "{sec}");
+        }
+    }
+}
+
+#[test]
+fn groups_are_not_inherited_from_directories() {
+    for (mode, gid, inner) in [(0o2755, 77, false), (0o755, 77, false), (0o755, 0, true)] {
+        let place = Place::new();
+        std::os::unix::fs::chown(place.root(), None, Some(gid)).unwrap();
+        fs::set_permissions(
+            place.root(),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
+        )
+        .unwrap();
+        if inner {
+            fs::create_dir(place.path("d")).unwrap();
+            std::os::unix::fs::chown(place.path("d"), None, Some(78)).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2755);
+            fs::set_permissions(place.path("d"), mode).unwrap();
+        }
+        place.unpack(
+            &Tar::new()
+                .file("d/f", "x")
+                .dir("d/e")
+                .symlink("d/s", "x")
+                .end(),
+        );
+        for name in ["d/f", "d/e", "d/s"] {
+            assert_eq!(place.meta(name).gid(), 0, "{name}");
+        }
+        assert_eq!(place.meta("d/e").mode() & 0o7777, 0o755);
+    }
 }

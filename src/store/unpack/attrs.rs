@@ -35,8 +35,8 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Attributes<'a> {
     options: &'a Options,
-    /// The owner and group that new objects get.
-    own: (u32, u32),
+    /// The owner and group that new objects surely get.
+    own: Option<(u32, u32)>,
     /// Attributes left out so far.
     dropped: AtomicU64,
 }
@@ -98,18 +98,21 @@ impl IdMap {
 }
 
 impl<'a> Attributes<'a> {
-    pub(super) fn new(options: &'a Options, root: BorrowedFd<'_>) -> io::Result<Attributes<'a>> {
+    /// `pristine`: nothing is in the root yet.
+    pub(super) fn new(
+        options: &'a Options,
+        root: BorrowedFd<'_>,
+        pristine: bool,
+    ) -> io::Result<Attributes<'a>> {
         let euid = rustix::process::geteuid().as_raw();
         let egid = rustix::process::getegid().as_raw();
-        // New objects in a set-group-id directory get its group: then every one is given its own.
-        let inherits = rustix::fs::fstat(root)?.st_mode & 0o2000 != 0;
+        // New objects may get the group of their directory: where that can be another one, every
+        // object is given its owner, even if it should have it already.
+        let root = rustix::fs::fstat(root)?;
+        let own_group = pristine && root.st_mode & 0o2000 == 0 && root.st_gid == egid;
         Ok(Attributes {
             options,
-            own: if inherits {
-                (u32::MAX, u32::MAX)
-            } else {
-                (euid, egid)
-            },
+            own: own_group.then_some((euid, egid)),
             dropped: AtomicU64::new(0),
         })
     }
@@ -234,7 +237,7 @@ impl<'a> Attributes<'a> {
     ) -> io::Result<()> {
         let name = OsStr::from_bytes(name);
         if let Some((uid, gid)) = plan.owner
-            && (uid, gid) != self.own
+            && Some((uid, gid)) != self.own
         {
             self.ignore_owner(chown_at(dir, name, Some(uid), Some(gid)))?;
         }
@@ -247,7 +250,7 @@ impl<'a> Attributes<'a> {
     /// As [`apply`](Self::apply), times included, on an open file that nobody else has seen yet.
     pub(super) fn apply_to_file(&self, file: BorrowedFd<'_>, plan: &Plan) -> io::Result<()> {
         if let Some((uid, gid)) = plan.owner
-            && (uid, gid) != self.own
+            && Some((uid, gid)) != self.own
         {
             let uid = rustix::fs::Uid::from_raw(uid);
             let gid = rustix::fs::Gid::from_raw(gid);

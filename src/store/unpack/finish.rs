@@ -187,8 +187,7 @@ fn whiteouts(
                 engine.options.whiteout_fallback,
             ) {
                 (Err(Failure::Io(e)), Some(other))
-                    if form == WhiteoutForm::Device
-                        && e.kind() == std::io::ErrorKind::PermissionDenied =>
+                    if form == WhiteoutForm::Device && is_refusal(&e) =>
                 {
                     form = other;
                     whiteout(engine, &dir, &hidden, form)
@@ -202,6 +201,14 @@ fn whiteouts(
         made += 1;
     }
     Ok((made, form))
+}
+
+/// Whether the file system, or the kernel, does not make such devices.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS)
+    )
 }
 
 fn whiteout(

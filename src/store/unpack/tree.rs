@@ -105,6 +105,11 @@ impl Tree {
         Arc::clone(&self.root)
     }
 
+    /// Whether the root was empty.
+    pub(super) fn is_pristine(&self) -> bool {
+        self.pristine
+    }
+
     pub(super) fn key(&self, dir: &Dir, name: &[u8]) -> Key {
         let (a, b) = (
             self.hashers.0.hash_one((dir.ino, name)),

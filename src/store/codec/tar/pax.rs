@@ -7,6 +7,8 @@ use super::{SparseSegment, Time};
 use crate::store::codec::budget::Budgets;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Extended attributes of one entry; the kernel lists at most 64 KiB of names.
+const XATTRS: usize = 1024;
 
 /// What is wrong with a PAX header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,9 +22,12 @@ pub enum PaxError {
     /// A global header sets what is of one file only, so that readers disagree about what follows.
     #[error("a global header sets {0}, which belongs to one entry")]
     Global(&'static str),
-    /// More extended attributes than the budget.
+    /// More bytes of extended attributes than the budget.
     #[error("extended attributes take more than {0} bytes")]
     Xattrs(usize),
+    /// More extended attributes than any file system holds.
+    #[error("more than 1024 extended attributes")]
+    ManyXattrs,
     /// More pieces of a sparse file than the budget.
     #[error("a sparse file has more than {0} pieces")]
     Segments(usize),
@@ -157,8 +162,10 @@ impl Pax {
         }
         // An attribute may well be empty: it is not taken back by that.
         let value = Value::Set(value.to_vec());
+        let full = self.xattrs.len() == XATTRS;
         match self.xattrs.iter_mut().find(|(have, _)| have == name) {
             Some((_, old)) => *old = value,
+            None if full => return Err(PaxError::ManyXattrs),
             None => self.xattrs.push((name.to_vec(), value)),
         }
         Ok(())
@@ -522,6 +529,10 @@ mod tests {
             refused("SCHILY.xattr.user.x", "12345"),
             PaxError::Xattrs(10)
         );
+        let many: Vec<u8> = (0..1025)
+            .flat_map(|n| record(&format!("SCHILY.xattr.{n}"), ""))
+            .collect();
+        assert_eq!(parse(&many), Err(PaxError::ManyXattrs));
         assert_eq!(refused("GNU.sparse.map", "1,2,3,4"), PaxError::Segments(1));
     }
 }

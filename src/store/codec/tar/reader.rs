@@ -40,6 +40,8 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// See [`TarError`].
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+        // Nobody may ever take them: they must not pile up.
+        self.parser.take_raw();
         loop {
             match self.step()? {
                 None => return Ok(None),
@@ -105,7 +107,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Header and padding bytes since they were last taken.
+    /// Padding and header bytes that the last [`next_entry`](Self::next_entry) read.
     pub fn take_raw(&mut self) -> Vec<u8> {
         self.parser.take_raw()
     }
