@@ -29,9 +29,12 @@ fn assert_saved(store: &TestStore, name: &str, image: &Image) {
     }
 }
 
+/// A way to load an archive into a store.
+type Load<'a> = &'a dyn Fn(&TestStore);
+
 fn load_all_ways(members: &Members, image: &Image, name: &str) {
     let tar = archive(members);
-    let ways: [(&str, &dyn Fn(&TestStore)); 4] = [
+    let ways: [(&str, Load<'_>); 4] = [
         ("file", &|store| {
             store.load(&tar);
         }),
@@ -303,4 +306,42 @@ fn a_name_can_be_given_while_loading() {
         &archive(&docker_members(&two)),
     );
     expect_failure(&refused, 2);
+}
+
+/// A directory that a layer's tar has things in but doesn't describe shows the attributes of the layers below.
+#[test]
+fn a_directory_that_is_only_implied_keeps_its_attributes() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    require_root();
+    let base = |mode, value: &[u8]| {
+        Layer::new()
+            .xattr("user.k", value)
+            .entry(tar::EntryType::Directory, "d/", mode, b"")
+            .dir("d/sub/")
+            .file("d/sub/gone", b"x")
+            .build()
+    };
+    let top = Layer::new()
+        .whiteout("d/sub", "gone")
+        .file("new/f", b"x")
+        .build();
+    let opaque = Layer::new().whiteout("", "d").file("d/sub/f", b"x").build();
+    let store = TestStore::new();
+    for (name, mode, value) in [("a:1", 0o1750, b"one"), ("b:1", 0o2705, b"two")] {
+        let image = Image::new(name, vec![base(mode, value), top.clone(), opaque.clone()]);
+        store.load(&archive(&docker_members(std::slice::from_ref(&image))));
+        let lowers = store.lowers(name);
+        let shown = |path: &str, layer: usize| {
+            let metadata = std::fs::symlink_metadata(lowers[layer].join(path)).unwrap();
+            (metadata.permissions().mode() & 0o7777, metadata.mtime())
+        };
+        assert_eq!(shown("d", 1), (mode, 1_600_000_000), "{name}");
+        let keys = crate::support::xattrs(&lowers[1].join("d"));
+        let value = Some(&value[..]);
+        assert_eq!(keys.get("user.k").map(Vec::as_slice), value, "{name}");
+        assert_eq!(shown("new", 1).0, 0o755);
+        assert_eq!(shown("d", 0).0, 0o755, "what is opaque inherits nothing");
+        assert_saved(&store, name, &image);
+    }
+    store.assert_clean();
 }

@@ -374,7 +374,7 @@ fn bad_oci_layouts() {
         ),
         bad(
             "a manifest that is an index",
-            manifest(&|v: &mut Value| v["manifests"] = json!([])),
+            manifest(|v: &mut Value| v["manifests"] = json!([])),
             "at once",
         ),
         bad(
