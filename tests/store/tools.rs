@@ -42,7 +42,12 @@ impl Storage {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> String {
-        let output = Command::new(program)
+        let mut command = Command::new(program);
+        if program == "podman" {
+            // Else all podmans share one directory, which another's reset removes.
+            command.arg("--tmpdir").arg(self.scratch.join("tmp"));
+        }
+        let output = command
             .arg("--root")
             .arg(self.scratch.join("root"))
             .arg("--runroot")
