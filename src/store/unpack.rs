@@ -4,7 +4,7 @@
 //! symlinks and devices and records tar-split, others create the files. Buffers are shared, not copied,
 //! and bounded: about 24 MiB whatever the layer.
 //!
-//! Nothing outside of the root is ever touched: see [`tree`].
+//! Nothing outside of the root is ever touched: see `tree`.
 
 mod attrs;
 mod chunks;
