@@ -4,6 +4,7 @@
 //! (`options`, `helper`), then resolved (`plan`), then run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod ctl;
 mod daemon;
 mod helper;
 mod image;
@@ -56,6 +57,7 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Stat(stat::StatArgs),
+    Ctl(ctl::CtlArgs),
     #[command(subcommand)]
     Image(image::ImageCommand),
     #[command(subcommand)]
@@ -116,7 +118,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn enter_namespace(command: &Command, args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     match command {
         Command::Image(_) | Command::Layer(_) | Command::Store(_) => userns::enter(args),
-        Command::Mount(_) | Command::Umount(_) | Command::Stat(_) => Ok(None),
+        Command::Mount(_) | Command::Umount(_) | Command::Stat(_) | Command::Ctl(_) => Ok(None),
     }
 }
 
@@ -138,6 +140,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Stat(args) => stat::run(&args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Image(command) => image::run(command, &place),
         Command::Layer(command) => layer::run(command, &place),
         Command::Store(command) => store::run(command, &place),

@@ -28,8 +28,10 @@ pub(crate) mod attr;
 pub mod config;
 mod copy_up;
 mod create;
+mod descent;
 mod fds;
 mod file;
+mod flags;
 mod ids;
 mod index;
 mod inos;
@@ -37,26 +39,32 @@ mod intern;
 mod layer;
 mod listing;
 mod lookup;
+mod metacopy;
 mod metadata;
 pub mod mountinfo;
 mod node;
+mod opaque;
 mod open;
 mod readdir;
+mod refresh;
 mod remove;
 mod rename;
 mod stats;
+mod statx;
+mod tmpfile;
 pub mod validate;
 mod work;
 mod xattrs;
 
-pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp};
-pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, XattrPermissions, Xino};
+pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp, without_set_ids};
+pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, Uuid, XattrPermissions, Xino};
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
 pub use open::OpenError;
 pub use readdir::ListedEntry;
+pub use refresh::KnownName;
 pub use rename::RenameMode;
 pub use stats::{Counters, Snapshot};
 
@@ -82,6 +90,17 @@ pub(crate) struct Upper {
     pub work: Work,
 }
 
+/// How a directory with a lower part is moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moves {
+    /// A redirect says where the lower part is.
+    Redirect,
+    /// Everything in it is copied up first: redirects can't be stored, or would not be followed.
+    Copy,
+    /// Not at all: `EXDEV`.
+    Refused,
+}
+
 /// A merged tree.
 pub struct Overlay {
     pub(crate) config: Config,
@@ -101,6 +120,8 @@ pub struct Overlay {
     /// Modification times that cached writes must leave, of files that were written.
     pub(crate) mtimes: DashMap<u64, Timestamp>,
     pub(crate) follow_redirects: bool,
+    /// What a rename does with a directory that has a lower part.
+    pub(crate) moves: Moves,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
     pub(crate) counters: Counters,
@@ -136,12 +157,13 @@ impl Overlay {
     /// Frees what a node held that nobody knows any more.
     fn drop_node(&self, node: &Node) {
         self.fds.remove_node(node.id, node.dir.is_some());
+        self.inos.unbind(node.place.read().upper_ino, node.id);
         if node.kind == Kind::File {
             self.mtimes.remove(&node.id);
         }
         if let Some(dir) = &node.dir {
             self.listings.remove(node.id);
-            for lower in &dir.lowers {
+            for lower in dir.lowers().iter() {
                 self.fds.remove(FdKey::LowerDir(lower.uid));
             }
         }
@@ -171,7 +193,7 @@ impl Overlay {
         if node.id == ROOT_ID {
             self.root_ino
         } else {
-            node.id
+            node.ino()
         }
     }
 
@@ -265,7 +287,8 @@ impl Overlay {
             if node.place.read().has_upper() {
                 return f(self.upper_dir_fd(node)?.as_fd(), empty);
             }
-            let lower = dir.lowers.first().ok_or(Errno::STALE)?;
+            let lowers = dir.lowers();
+            let lower = lowers.first().ok_or(Errno::STALE)?;
             return f(self.lowers.dir_fd(&self.fds, lower)?.as_fd(), empty);
         }
         let parent = node.place.read().parent.clone();

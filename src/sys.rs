@@ -11,7 +11,10 @@
 mod call;
 pub mod dir;
 pub mod fs;
+pub mod fsxattr;
+pub mod fuse;
 pub mod handle;
 pub mod mount;
 pub mod process;
+pub mod uring;
 pub mod xattr;

@@ -3,7 +3,8 @@
 //! | rule | where |
 //! |---|---|
 //! | module dependencies point down only: `sys ← format ← { overlay, store }`, `fuse → overlay`, `cli → all` | `src/` |
-//! | `fuser` is named in `src/fuse/` only, `unsafe` is written in `src/sys/` only, with a SAFETY comment | `src/` |
+//! | the types of the FUSE protocol are named in `src/fuse/` only, and do no I/O | `src/` |
+//! | `unsafe` is written in `src/sys/` only, with a SAFETY comment | `src/` |
 //! | only `src/cli/` and `src/main.rs` print | `src/` |
 //! | a file has at most 600 lines without its tests, a function at most 70 | `src/` |
 //! | no result is thrown away with `let _ =`, no `unwrap()`, `expect(…)`, `todo!`, `unimplemented!` | `src/` without tests |
@@ -153,12 +154,41 @@ fn dependencies_point_down(source: &Source) -> Vec<Violation> {
         .collect()
 }
 
-fn fuser_stays_in_the_adapter(source: &Source) -> Vec<Violation> {
+/// The protocol is `fuse::wire`; what moves it is `fuse::channel` and its like. Nothing else knows either.
+fn the_protocol_stays_in_the_adapter(source: &Source) -> Vec<Violation> {
     if source.module() == Some("fuse") {
         return Vec::new();
     }
-    words(&source.code, "fuser")
-        .map(|at| source.violation(at, "`fuser` outside src/fuse/"))
+    ["fuser", "wire::", "fuse::wire", "fuse::channel"]
+        .iter()
+        .flat_map(|name| words(&source.code, name).map(move |at| (at, name)))
+        .map(|(at, name)| source.violation(at, format!("`{name}` outside src/fuse/")))
+        .collect()
+}
+
+/// `src/fuse/wire/` is bytes in, values out: it calls nobody who could do anything.
+fn the_protocol_is_pure(source: &Source) -> Vec<Violation> {
+    let within = source.path == "src/fuse/wire.rs" || source.path.starts_with("src/fuse/wire/");
+    if !within {
+        return Vec::new();
+    }
+    let doers = [
+        "rustix",
+        "libc",
+        "tracing",
+        "std::fs",
+        "std::io",
+        "std::net",
+        "std::process",
+        "std::thread",
+        "std::env",
+        "crate::sys",
+        "Overlay",
+    ];
+    doers
+        .iter()
+        .flat_map(|name| words(&source.production, name).map(move |at| (at, name)))
+        .map(|(at, name)| source.violation(at, format!("`{name}` in the pure protocol")))
         .collect()
 }
 
@@ -277,7 +307,11 @@ fn ignored_tests_say_why(source: &Source) -> Vec<Violation> {
 /// The rules for `src/`, each by its name.
 const RULES: &[(&str, Rule)] = &[
     ("dependencies_point_down", dependencies_point_down),
-    ("fuser_stays_in_the_adapter", fuser_stays_in_the_adapter),
+    (
+        "the_protocol_stays_in_the_adapter",
+        the_protocol_stays_in_the_adapter,
+    ),
+    ("the_protocol_is_pure", the_protocol_is_pure),
     ("unsafe_stays_in_sys", unsafe_stays_in_sys),
     ("only_the_commands_print", only_the_commands_print),
     ("files_are_short", files_are_short),
@@ -368,7 +402,8 @@ macro_rules! the_source_keeps {
 
 the_source_keeps!(
     dependencies_point_down,
-    fuser_stays_in_the_adapter,
+    the_protocol_stays_in_the_adapter,
+    the_protocol_is_pure,
     unsafe_stays_in_sys,
     only_the_commands_print,
     files_are_short,

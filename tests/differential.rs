@@ -26,12 +26,15 @@ mod differential {
     mod model;
     mod mounts;
     mod outcome;
+    mod parity;
     mod place;
     mod property;
     mod random_layers;
     mod random_ops;
     mod random_paths;
+    mod random_scenes;
     mod regressions;
+    mod regressions_links;
     mod rng;
     mod run;
     mod shrink;

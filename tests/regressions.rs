@@ -23,6 +23,8 @@ mod inodes;
 mod lifecycle;
 #[path = "regressions/permissions.rs"]
 mod permissions;
+#[path = "regressions/protocol.rs"]
+mod protocol;
 #[path = "regressions/rename.rs"]
 mod rename;
 #[path = "regressions/times.rs"]

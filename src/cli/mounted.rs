@@ -24,7 +24,7 @@ pub struct Mounted {
 }
 
 /// The daemon's counters.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Counters {
     /// As the daemon wrote them.
     pub raw: String,

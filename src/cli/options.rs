@@ -10,8 +10,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::fuse::Passthrough;
-use crate::overlay::{IdMap, RedirectDir, Xino};
+use crate::fuse::{IoUring, Passthrough};
+use crate::overlay::{IdMap, RedirectDir, Uuid, Xino};
 
 pub use lists::ListError;
 use table::{Known, Setter, find};
@@ -80,7 +80,7 @@ pub struct MountOptions {
     /// `xino=`.
     pub xino: Option<Xino>,
     /// `uuid=on`: the kernel would keep a file system id in upper.
-    pub uuid_on: bool,
+    pub uuid: Option<Uuid>,
     /// `verity=on` or `verity=require`.
     pub verity: bool,
     /// `userxattr`.
@@ -121,6 +121,8 @@ pub struct MountOptions {
     pub max_read: Option<u32>,
     /// A descriptor of /dev/fuse for each thread.
     pub clone_fd: Option<bool>,
+    /// `io_uring=`.
+    pub io_uring: Option<IoUring>,
     /// `allow_root`, which can't be had.
     pub allow_root: bool,
     /// `remount`, `bind` and their like, which can't be had.
@@ -152,7 +154,7 @@ impl Default for MountOptions {
             metacopy: None,
             nfs_export: None,
             xino: None,
-            uuid_on: false,
+            uuid: None,
             verity: false,
             userxattr: false,
             volatile: false,
@@ -172,6 +174,7 @@ impl Default for MountOptions {
             max_write: None,
             max_read: None,
             clone_fd: None,
+            io_uring: None,
             allow_root: false,
             not_a_mount: None,
             debug: false,

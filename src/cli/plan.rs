@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::options::{Dialect, MountOptions};
 use crate::fuse::mount::MountRequest;
-use crate::fuse::{Passthrough, SessionOptions};
+use crate::fuse::{IoUring, Passthrough, SessionOptions};
 use crate::overlay::{Config, IdOptions, UpperDirs, XattrPermissions};
 
 /// Bytes in one write request: the most that FUSE has.
@@ -93,6 +93,8 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config.index = options.index.unwrap_or(config.index);
     config.metacopy = options.metacopy.unwrap_or(config.metacopy);
     config.xino = options.xino.unwrap_or(config.xino);
+    config.ino32 = options.ino32;
+    config.uuid = options.uuid.unwrap_or(config.uuid);
     config.userxattr = options.userxattr.then_some(true).or(config.userxattr);
     config.volatile = options.volatile;
     config.fsync = options.fsync.unwrap_or(config.fsync);
@@ -109,6 +111,7 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
         },
     };
     config.shared_upper = dialect == Dialect::Helper;
+    config.lenient = dialect == Dialect::Helper;
     config
 }
 
@@ -116,6 +119,7 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
     // The data path that works everywhere, and the faster one for most, is the cached one.
     let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
     SessionOptions {
+        io_uring: options.io_uring.unwrap_or(IoUring::Off),
         threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,

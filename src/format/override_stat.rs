@@ -14,12 +14,15 @@ pub const SECURITY_FUSE_OVERLAYFS: &CStr = c"security.fuseoverlayfs.override_sta
 /// fuse-overlayfs' own, without.
 pub const USER_FUSE_OVERLAYFS: &CStr = c"user.fuseoverlayfs.override_stat";
 
+/// An owner or group that is the one on disk; no file can have it.
+pub const AS_ON_DISK: u32 = u32::MAX;
+
 /// A parsed override.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverrideStat {
-    /// The owner.
+    /// The owner, or [`AS_ON_DISK`].
     pub uid: u32,
-    /// The group.
+    /// The group, or [`AS_ON_DISK`].
     pub gid: u32,
     /// Permission bits, at most 0o7777.
     pub mode: u32,
@@ -71,11 +74,12 @@ impl OverrideStat {
                 .next()
                 .ok_or(FormatError::OverrideStat("a field is missing"))
         };
-        let (uid, gid, mode) = (
-            number(next()?, 10)?,
-            number(next()?, 10)?,
-            number(next()?, 8)?,
-        );
+        // fuse-overlayfs 1.10 leaves -1 where only the other of the two was ever set.
+        let id = |text: &str| match text {
+            "-1" => Ok(AS_ON_DISK),
+            text => number(text, 10),
+        };
+        let (uid, gid, mode) = (id(next()?)?, id(next()?)?, number(next()?, 8)?);
         let kind = fields.next().map(OverrideKind::parse).transpose()?;
         Ok(OverrideStat {
             uid,
@@ -211,6 +215,7 @@ mod tests {
         assert_eq!(OverrideStat::parse(b"1:4294967295:100644"), stat(0o644));
         assert_eq!(OverrideStat::parse(b"01:4294967295:0644\n"), stat(0o644));
         assert_eq!(OverrideStat::parse(b"1:4294967295:0644\0"), stat(0o644));
+        assert_eq!(OverrideStat::parse(b"1:-1:0644"), stat(0o644));
         let kind = OverrideStat::parse(b"1:1:0644:file:more").unwrap().kind;
         assert_eq!(kind, Some(OverrideKind::File));
     }
@@ -224,7 +229,7 @@ mod tests {
             b"0:0:",
             b":0:0644",
             b"0::0644",
-            b"-1:0:0644",
+            b"-2:0:0644",
             b"+1:0:0644",
             b" 0:0:0644",
             b"0:0:0648",

@@ -1,576 +1,407 @@
-//! One method a request: decode, one call into the core, one reply.
+//! One method a request: decoded values in, one call into the core, one reply.
 
-use fuser::{
-    CopyFileRangeFlags, FileHandle, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
-};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::time::SystemTime;
+use std::os::unix::ffi::OsStrExt;
 
-use super::convert::{absent, decode_dev, file_attr, file_type, set_time};
-use super::errno;
-use super::requests::Request;
-use super::service::{
-    BUFFER, Filesystem, GENERATION, READ_BUFFER, STAT_XATTR, reply_empty, reply_xattr,
+use super::answer::Answer;
+use super::refresh::REFRESH_XATTR;
+use super::service::{Done, Filesystem, STAT_XATTR, caller, fits, in_group, xattr};
+use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
+use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
+use crate::overlay::{
+    Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow, without_set_ids,
 };
-use crate::overlay::{NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow};
 use crate::sys::xattr::SetFlags;
 
-impl fuser::Filesystem for Filesystem {
-    fn init(&mut self, _req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.negotiate(config);
-        Ok(())
-    }
-
-    fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Request::lookup, || {
-            match self.overlay.lookup(parent.0, name) {
-                Ok(Some(found)) => self.entry(reply, Ok(found)),
-                Ok(None) => reply.entry(&self.ttl, &absent(), GENERATION),
-                Err(e) => reply.error(errno(e)),
+impl Filesystem {
+    /// Answers a decoded request.
+    ///
+    /// `ENOSYS` has the kernel not ask again. OPEN, OPENDIR, CREATE: see [`super`]. FLUSH: nothing is
+    /// kept back here, and the kernel writes its pages before it asks. INTERRUPT: nothing here can
+    /// be broken off.
+    pub(super) fn carry_out(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
+        let node = head.node;
+        let done = match op {
+            Op::Lookup { name } => self.lookup(node, name, out),
+            Op::Forget { count } => return self.forget(std::iter::once((node, count))),
+            Op::BatchForget(forgets) => return self.forget(forgets),
+            Op::Getattr => self.attr(out, self.overlay.getattr(node)),
+            Op::Statx => self.statx(node, out),
+            Op::Setattr(set) => self.setattr(head, &set, out),
+            Op::Readlink => self.readlink(node, out),
+            Op::Symlink { name, target } => {
+                let what = NewNode::Symlink(target);
+                self.entry(out, self.create_node(head, name, what, (0o777, 0)))
             }
-        });
+            Op::Mknod {
+                name,
+                mode,
+                umask,
+                rdev,
+            } => self.mknod(head, name, (mode, umask), rdev, out),
+            Op::Mkdir { name, mode, umask } => self.entry(
+                out,
+                self.create_node(head, name, NewNode::Dir, (mode, umask)),
+            ),
+            Op::Unlink { name } => self.overlay.unlink(node, name),
+            Op::Rmdir { name } => self.overlay.rmdir(node, name),
+            Op::Rename {
+                name,
+                to,
+                new_name,
+                flags,
+            } => self.rename((node, name), (to, new_name), flags),
+            Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
+            Op::Open | Op::Opendir | Op::Create | Op::Flush => Err(Errno::NOSYS),
+            Op::Tmpfile { mode, umask } => self.tmpfile(head, (mode, umask), out),
+            Op::Read { offset, size } => self.read(node, offset, size, out),
+            Op::Write {
+                offset,
+                data,
+                kill_suidgid,
+            } => {
+                return self.write(head, (offset, data), kill_suidgid, out);
+            }
+            Op::Statfs => self.statfs(out),
+            Op::Fsync { data_only } | Op::Fsyncdir { data_only } => {
+                self.overlay.sync(node, data_only)
+            }
+            Op::Syncfs => self.overlay.sync_all(),
+            Op::Setxattr { .. } | Op::Getxattr { .. } => {
+                return self.carry_out_xattr(head, op, out);
+            }
+            Op::Listxattr { .. } | Op::Removexattr { .. } => {
+                return self.carry_out_xattr(head, op, out);
+            }
+            Op::Readdir { offset, size } => return self.readdir(node, offset, size, out),
+            Op::Readdirplus { offset, size } => return self.readdirplus(node, offset, size, out),
+            Op::Ioctl(request) => self.ioctl(node, &request, out),
+            Op::Fallocate {
+                offset,
+                length,
+                mode,
+            } => self.fallocate(head, (offset, length), mode),
+            Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
+            Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
+            Op::Interrupt | Op::Other => Err(Errno::NOSYS),
+            Op::Release | Op::Releasedir | Op::Destroy => Ok(()),
+            Op::Init(_) => Err(Errno::PROTO),
+        };
+        done.into()
     }
 
-    fn forget(&self, _req: &fuser::Request, ino: INodeNo, nlookup: u64) {
-        self.serve(Request::forget, || self.overlay.forget(ino.0, nlookup));
+    fn carry_out_xattr(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
+        match op {
+            Op::Setxattr {
+                name,
+                value,
+                flags,
+                kill_sgid,
+            } => self.setxattr(head, (name, value), flags, kill_sgid, out),
+            Op::Getxattr { name, size } => self.getxattr(head, name, size, out),
+            Op::Listxattr { size } => self.listxattr(head, size, out).into(),
+            Op::Removexattr { name } => self.removexattr(head.node, name).into(),
+            _ => Answer::Error(Errno::NOSYS),
+        }
     }
 
-    fn getattr(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: Option<FileHandle>,
-        reply: ReplyAttr,
-    ) {
-        self.serve(Request::getattr, || {
-            self.attr(reply, self.overlay.getattr(ino.0))
-        });
+    fn lookup(&self, parent: u64, name: &OsStr, out: &mut Out<'_>) -> Done {
+        match self.overlay.lookup(parent, name)? {
+            Some(found) => self.entry(out, Ok(found)),
+            None => fits(reply::absent(out, self.ttl)),
+        }
     }
 
-    fn setattr(
-        &self,
-        req: &fuser::Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<fuser::BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        self.serve(Request::setattr, || {
-            let set = SetAttr {
-                perm: mode,
-                uid,
-                gid,
-                size,
-                atime: atime.map(set_time),
-                mtime: mtime.map(set_time),
-                keep_mtime: self.options.writeback,
-            };
-            // fuser doesn't hand FATTR_KILL_SUIDGID on; whoever isn't root lacks CAP_FSETID.
-            let drops = (size.is_some() || uid.is_some() || gid.is_some()) && req.uid() != 0;
-            let done = Filesystem::unprivileged(req, drops, |unprivileged| {
-                self.overlay.setattr(ino.0, &set, unprivileged)
-            });
-            self.attr(reply, done);
-        });
+    fn forget(&self, forgets: impl Iterator<Item = (u64, u64)>) -> Answer {
+        for (node, count) in forgets {
+            self.overlay.forget(node, count);
+        }
+        Answer::Silence
     }
 
-    fn readlink(&self, _req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
-        use std::os::unix::ffi::OsStrExt;
-        self.serve(Request::readlink, || match self.overlay.readlink(ino.0) {
-            Ok(target) => reply.data(target.as_bytes()),
-            Err(e) => reply.error(errno(e)),
-        });
+    fn statx(&self, node: u64, out: &mut Out<'_>) -> Done {
+        let (attr, birth) = self.overlay.statx(node)?;
+        fits(reply::statx(out, self.keep_for(&attr), &attr, birth))
+    }
+
+    fn setattr(&self, head: &Header, set: &SetAttrIn, out: &mut Out<'_>) -> Done {
+        if set.nothing {
+            return self.drop_set_ids(head, out);
+        }
+        let chown = set.uid.is_some() || set.gid.is_some();
+        // For a new size the flag means that the caller lacks CAP_FSETID. With a new owner it comes
+        // for everybody: set-user-id goes whoever asks, set-group-id without the right to execute
+        // stays for the privileged.
+        let privileged = chown && head.uid == 0;
+        let in_group = |gid| privileged || in_group(head, gid);
+        let drops = set.kill_suidgid || (chown && !privileged);
+        let unprivileged = drops.then_some(&in_group as &dyn Fn(u32) -> bool);
+        let set = SetAttr {
+            perm: set.perm,
+            uid: set.uid,
+            gid: set.gid,
+            size: set.size,
+            atime: set.atime,
+            mtime: set.mtime,
+            keep_mtime: self.options.writeback,
+        };
+        self.attr(out, self.overlay.setattr(head.node, &set, unprivileged))
+    }
+
+    /// A SETATTR of nothing comes before a write by somebody without CAP_FSETID to a file with
+    /// set-id bits (fs/fuse/dir.c, `fuse_setattr`, leaves `ATTR_KILL_SUID` to us). The write will
+    /// say the same, but its answer has no room for the new mode, which the kernel then doesn't
+    /// know: it would go on refusing hard links to the file. Root's comes before a write to a file
+    /// with capabilities, and says nothing of set-id bits.
+    fn drop_set_ids(&self, head: &Header, out: &mut Out<'_>) -> Done {
+        let attr = self.overlay.getattr(head.node)?;
+        let mode = u32::from(attr.perm);
+        let kept = without_set_ids(mode, || in_group(head, attr.gid));
+        if kept == mode || attr.kind != Kind::File || head.uid == 0 {
+            return self.attr(out, Ok(attr));
+        }
+        let set = SetAttr {
+            perm: Some(kept),
+            ..SetAttr::default()
+        };
+        self.attr(out, self.overlay.setattr(head.node, &set, None))
+    }
+
+    fn readlink(&self, node: u64, out: &mut Out<'_>) -> Done {
+        let target = self.overlay.readlink(node)?;
+        fits(out.bytes(target.as_bytes()))
     }
 
     fn mknod(
         &self,
-        req: &fuser::Request,
-        parent: INodeNo,
+        head: &Header,
         name: &OsStr,
-        mode: u32,
-        umask: u32,
+        (mode, umask): (u32, u32),
         rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        self.serve(Request::mknod, || {
-            let (major, minor) = decode_dev(rdev);
-            let what = match mode & 0o170_000 {
-                0o100_000 | 0 => NewNode::File,
-                0o010_000 => NewNode::Fifo,
-                0o140_000 => NewNode::Socket,
-                0o020_000 => NewNode::CharDevice { major, minor },
-                0o060_000 => NewNode::BlockDevice { major, minor },
-                _ => return reply.error(errno(Errno::INVAL)),
-            };
-            self.entry(
-                reply,
-                self.create_node(req, parent, name, what, (mode, umask)),
-            );
-        });
+        out: &mut Out<'_>,
+    ) -> Done {
+        let (major, minor) = decode_dev(rdev);
+        let what = match mode & 0o170_000 {
+            0o100_000 | 0 => NewNode::File,
+            0o010_000 => NewNode::Fifo,
+            0o140_000 => NewNode::Socket,
+            0o020_000 => NewNode::CharDevice { major, minor },
+            0o060_000 => NewNode::BlockDevice { major, minor },
+            _ => return Err(Errno::INVAL),
+        };
+        self.entry(out, self.create_node(head, name, what, (mode, umask)))
     }
 
-    fn mkdir(
-        &self,
-        req: &fuser::Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
-        self.serve(Request::mkdir, || {
-            self.entry(
-                reply,
-                self.create_node(req, parent, name, NewNode::Dir, (mode, umask)),
-            );
-        });
+    fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Done {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return Err(Errno::INVAL),
+        };
+        self.overlay.rename(from.0, from.1, to.0, to.1, mode)
     }
 
-    fn unlink(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Request::unlink, || {
-            reply_empty(reply, self.overlay.unlink(parent.0, name))
-        });
+    fn tmpfile(&self, head: &Header, (mode, umask): (u32, u32), out: &mut Out<'_>) -> Done {
+        let made = self
+            .overlay
+            .create_tmpfile(&caller(head, umask), head.node, mode);
+        self.entry(out, made)?;
+        fits(reply::opened(out))
     }
 
-    fn rmdir(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Request::rmdir, || {
-            reply_empty(reply, self.overlay.rmdir(parent.0, name))
-        });
-    }
-
-    fn symlink(
-        &self,
-        req: &fuser::Request,
-        parent: INodeNo,
-        link_name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
-        self.serve(Request::symlink, || {
-            let what = NewNode::Symlink(target.as_os_str());
-            self.entry(
-                reply,
-                self.create_node(req, parent, link_name, what, (0o777, 0)),
-            );
-        });
-    }
-
-    fn rename(
-        &self,
-        _req: &fuser::Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.serve(Request::rename, || {
-            let mode = match flags.bits() {
-                0 => RenameMode::Replace,
-                libc::RENAME_NOREPLACE => RenameMode::NoReplace,
-                libc::RENAME_EXCHANGE => RenameMode::Exchange,
-                _ => return reply.error(errno(Errno::INVAL)),
-            };
-            let done = self
-                .overlay
-                .rename(parent.0, name, newparent.0, newname, mode);
-            reply_empty(reply, done);
-        });
-    }
-
-    fn link(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        self.serve(Request::link, || {
-            self.entry(reply, self.overlay.link(ino.0, newparent.0, newname, true));
-        });
-    }
-
-    fn open(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Request::open, || reply.error(errno(Errno::NOSYS)));
-    }
-
-    fn create(
-        &self,
-        _req: &fuser::Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        self.serve(Request::create, || reply.error(errno(Errno::NOSYS)));
-    }
-
-    fn read(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.serve(Request::read, || {
-            BUFFER.with_borrow_mut(|buffer| {
-                let size = size as usize;
-                if buffer.len() < size {
-                    buffer.resize(size.max(READ_BUFFER), 0);
-                }
-                match self.overlay.read(ino.0, offset, &mut buffer[..size]) {
-                    Ok(n) => reply.data(&buffer[..n]),
-                    Err(e) => reply.error(errno(e)),
-                }
-            });
-        });
+    fn read(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Done {
+        let buffer = out.space(size as usize).ok_or(Errno::INVAL)?;
+        let read = self.overlay.read(node, offset, buffer)?;
+        out.claim(read);
+        Ok(())
     }
 
     fn write(
         &self,
-        req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        self.serve(Request::write, || {
-            let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let keep_mtime = self.options.writeback;
-            let done = Filesystem::unprivileged(req, drops, |unprivileged| {
-                self.overlay.write(
-                    ino.0,
-                    offset,
-                    data,
-                    WriteHow {
-                        unprivileged,
-                        keep_mtime,
-                    },
-                )
+        head: &Header,
+        (offset, data): (u64, &[u8]),
+        drops: bool,
+        out: &mut Out<'_>,
+    ) -> Answer {
+        let keep_mtime = self.options.writeback;
+        let done = Filesystem::unprivileged(head, drops, |unprivileged| {
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime,
+            };
+            self.overlay.write(head.node, offset, data, how)
+        });
+        match done {
+            Ok(n) => fits(reply::count(out, u32::try_from(n).unwrap_or(u32::MAX))).into(),
+            Err(e) => Answer::ErrorThen(e, self.drop_unwritten(head.node)),
+        }
+    }
+
+    fn readdir(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Answer {
+        let mut room = out.limited(size);
+        let listed = self.overlay.readdir(node, offset, &mut |e| {
+            more(reply::dirent(&mut room, &dirent(&e)))
+        });
+        let length = room.len();
+        out.claim(length);
+        listed.into()
+    }
+
+    fn readdirplus(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Answer {
+        let mut room = out.limited(size);
+        let listed = self.overlay.readdir_plus(node, offset, &mut |e, found| {
+            // What can't be looked up has no node, and `.` and `..` need none.
+            let known = found.map(|(node, attr)| Known {
+                node: node.id(),
+                keep_name: self.ttl,
+                keep_attr: self.keep_for(attr),
+                attr,
             });
-            match done {
-                Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-                Err(e) => {
-                    reply.error(errno(e));
-                    self.drop_unwritten(ino.0);
-                }
-            }
+            more(reply::direntplus(&mut room, &dirent(&e), known))
         });
+        let length = room.len();
+        out.claim(length);
+        listed.into()
     }
 
-    fn flush(
-        &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        // Nothing is kept back here; the kernel writes its pages before it asks.
-        self.serve(Request::flush, || reply.error(errno(Errno::NOSYS)));
-    }
-
-    fn fsync(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.serve(Request::fsync, || {
-            reply_empty(reply, self.overlay.sync(ino.0, datasync))
-        });
-    }
-
-    fn opendir(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Request::opendir, || reply.error(errno(Errno::NOSYS)));
-    }
-
-    fn readdir(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        self.serve(Request::readdir, || {
-            let done = self
-                .overlay
-                .readdir(ino.0, offset, &mut |e| match reply.add(
-                    INodeNo(e.ino),
-                    e.next,
-                    file_type(e.kind),
-                    e.name,
-                ) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
-    }
-
-    fn readdirplus(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        self.serve(Request::readdirplus, || {
-            let done = self.overlay.readdir_plus(ino.0, offset, &mut |e, found| {
-                let attr = match found {
-                    Some((_, attr)) => file_attr(attr),
-                    None => {
-                        // The kernel takes no node for `.` and `..`; for others 0 is none.
-                        let dots = e.name == "." || e.name == "..";
-                        let ino = INodeNo(if dots { e.ino } else { 0 });
-                        fuser::FileAttr {
-                            ino,
-                            kind: file_type(e.kind),
-                            ..absent()
-                        }
-                    }
-                };
-                match reply.add(attr.ino, e.next, e.name, &self.ttl, &attr, GENERATION) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
-    }
-
-    fn fsyncdir(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.serve(Request::fsyncdir, || {
-            reply_empty(reply, self.overlay.sync(ino.0, datasync))
-        });
-    }
-
-    fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.serve(Request::statfs, || match self.overlay.statfs() {
-            Ok(s) => reply.statfs(
-                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
-            ),
-            Err(e) => reply.error(errno(e)),
-        });
+    fn statfs(&self, out: &mut Out<'_>) -> Done {
+        fits(reply::statfs(out, &self.overlay.statfs()?))
     }
 
     fn setxattr(
         &self,
-        req: &fuser::Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        self.serve(Request::setxattr, || {
-            if !self.options.xattrs {
-                return reply.error(errno(Errno::OPNOTSUPP));
+        head: &Header,
+        (name, value): (&OsStr, &[u8]),
+        flags: u32,
+        kill_sgid: bool,
+        out: &mut Out<'_>,
+    ) -> Answer {
+        if !self.options.xattrs {
+            return Answer::Error(Errno::OPNOTSUPP);
+        }
+        let flags = match flags.cast_signed() {
+            0 => SetFlags::Any,
+            libc::XATTR_CREATE => SetFlags::Create,
+            libc::XATTR_REPLACE => SetFlags::Replace,
+            _ => return Answer::Error(Errno::INVAL),
+        };
+        if name == "security.capability" {
+            return self.set_capability(head.node, (name, value), flags, out);
+        }
+        let set = || {
+            self.overlay.setxattr(head.node, name, value, flags)?;
+            if name == "system.posix_acl_access" && self.acl_drops_setgid(head, kill_sgid)? {
+                self.overlay.drop_setgid(head.node)?;
             }
-            let flags = match flags {
-                0 => SetFlags::Any,
-                libc::XATTR_CREATE => SetFlags::Create,
-                libc::XATTR_REPLACE => SetFlags::Replace,
-                _ => return reply.error(errno(Errno::INVAL)),
+            Ok(())
+        };
+        set().into()
+    }
+
+    /// Does setting an access ACL take the set-group-id bit away (the kernel's
+    /// `posix_acl_update_mode`)? Where the kernel doesn't say it, its caller's groups decide.
+    fn acl_drops_setgid(&self, head: &Header, kill_sgid: bool) -> Result<bool, Errno> {
+        if self.says_kill_sgid() {
+            return Ok(kill_sgid);
+        }
+        if head.uid == 0 {
+            return Ok(false);
+        }
+        let attr = self.overlay.getattr(head.node)?;
+        Ok(attr.perm & 0o2000 != 0 && !in_group(head, attr.gid))
+    }
+
+    fn getxattr(&self, head: &Header, name: &OsStr, size: u32, out: &mut Out<'_>) -> Answer {
+        if head.node == ROOT_ID && name == REFRESH_XATTR {
+            return self.refresh(head, size, out);
+        }
+        if head.node == ROOT_ID && name == STAT_XATTR {
+            return xattr(out, size, &self.stat_json()).into();
+        }
+        if !self.options.xattrs {
+            return Answer::Error(Errno::OPNOTSUPP);
+        }
+        match self.overlay.getxattr(head.node, name) {
+            Ok(value) => xattr(out, size, &value).into(),
+            Err(e) => Answer::Error(e),
+        }
+    }
+
+    fn listxattr(&self, head: &Header, size: u32, out: &mut Out<'_>) -> Done {
+        if !self.options.xattrs {
+            return xattr(out, size, b"");
+        }
+        let names = self.overlay.listxattr(head.node, head.uid == 0)?;
+        xattr(out, size, &names)
+    }
+
+    fn removexattr(&self, node: u64, name: &OsStr) -> Done {
+        if !self.options.xattrs {
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.overlay.removexattr(node, name)
+    }
+
+    fn ioctl(&self, node: u64, request: &IoctlIn<'_>, out: &mut Out<'_>) -> Done {
+        let data = super::ioctl::answer(&self.overlay, node, request.command, request.data)?;
+        fits(reply::ioctl(out, &data, request.out_size))
+    }
+
+    fn fallocate(&self, head: &Header, (offset, length): (u64, u64), mode: u32) -> Done {
+        // No flag tells of CAP_FSETID here; whoever isn't root lacks it.
+        Filesystem::unprivileged(head, head.uid != 0, |unprivileged| {
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime: self.options.writeback,
             };
-            if name == "security.capability" {
-                return self.set_capability(ino.0, (name, value), flags, reply);
-            }
-            let set = || {
-                self.overlay.setxattr(ino.0, name, value, flags)?;
-                // As the kernel's posix_acl_update_mode, which can't see the caller's groups here.
-                if name == "system.posix_acl_access" && req.uid() != 0 {
-                    let attr = self.overlay.getattr(ino.0)?;
-                    if attr.perm & 0o2000 != 0 && !Filesystem::in_group(req, attr.gid) {
-                        self.overlay.drop_setgid(ino.0)?;
-                    }
-                }
-                Ok(())
+            self.overlay.fallocate(head.node, mode, offset, length, how)
+        })
+    }
+
+    fn lseek(&self, node: u64, offset: u64, whence: u32, out: &mut Out<'_>) -> Answer {
+        let hole = match whence.cast_signed() {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return Answer::Error(Errno::INVAL),
+        };
+        if i64::try_from(offset).is_err() {
+            return Answer::Error(Errno::NXIO);
+        }
+        self.seek(node, offset, hole, out)
+    }
+
+    fn copy_file_range(&self, head: &Header, copy: &CopyIn, out: &mut Out<'_>) -> Done {
+        let (from, to) = ((head.node, copy.from_offset), (copy.to, copy.to_offset));
+        let copied = Filesystem::unprivileged(head, head.uid != 0, |unprivileged| {
+            let how = WriteHow {
+                unprivileged,
+                keep_mtime: self.options.writeback,
             };
-            reply_empty(reply, set());
-        });
+            self.overlay.copy_range(from, to, copy.len, how)
+        })?;
+        fits(match copy.wide {
+            true => out.u64(copied),
+            false => reply::count(out, u32::try_from(copied).unwrap_or(u32::MAX)),
+        })
     }
+}
 
-    fn getxattr(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        name: &OsStr,
-        size: u32,
-        reply: ReplyXattr,
-    ) {
-        self.serve(Request::getxattr, || {
-            if ino.0 == ROOT_ID && name == STAT_XATTR {
-                return reply_xattr(reply, size, &self.stat_json());
-            }
-            if !self.options.xattrs {
-                return reply.error(errno(Errno::OPNOTSUPP));
-            }
-            match self.overlay.getxattr(ino.0, name) {
-                Ok(value) => reply_xattr(reply, size, &value),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
+fn dirent<'a>(entry: &ListedEntry<'a>) -> Dirent<'a> {
+    Dirent {
+        ino: entry.ino,
+        next: entry.next,
+        kind: entry.kind,
+        name: entry.name,
     }
+}
 
-    fn listxattr(&self, req: &fuser::Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(Request::listxattr, || {
-            if !self.options.xattrs {
-                return reply_xattr(reply, size, b"");
-            }
-            match self.overlay.listxattr(ino.0, req.uid() == 0) {
-                Ok(names) => reply_xattr(reply, size, &names),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
-    }
-
-    fn removexattr(&self, _req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Request::removexattr, || {
-            if !self.options.xattrs {
-                return reply.error(errno(Errno::OPNOTSUPP));
-            }
-            reply_empty(reply, self.overlay.removexattr(ino.0, name));
-        });
-    }
-
-    fn ioctl(
-        &self,
-        _req: &fuser::Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        self.serve(Request::ioctl, || reply.error(errno(Errno::NOTTY)));
-    }
-
-    fn fallocate(
-        &self,
-        req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        self.serve(Request::fallocate, || {
-            let done = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
-                let mode = mode.cast_unsigned();
-                let keep_mtime = self.options.writeback;
-                let how = WriteHow {
-                    unprivileged,
-                    keep_mtime,
-                };
-                self.overlay.fallocate(ino.0, mode, offset, length, how)
-            });
-            reply_empty(reply, done);
-        });
-    }
-
-    fn lseek(
-        &self,
-        _req: &fuser::Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        self.serve(Request::lseek, || {
-            let hole = match whence {
-                libc::SEEK_DATA => false,
-                libc::SEEK_HOLE => true,
-                _ => return reply.error(errno(Errno::INVAL)),
-            };
-            let Ok(offset) = u64::try_from(offset) else {
-                return reply.error(errno(Errno::NXIO));
-            };
-            self.seek(ino.0, offset, hole, reply);
-        });
-    }
-
-    fn copy_file_range(
-        &self,
-        req: &fuser::Request,
-        ino_in: INodeNo,
-        _fh_in: FileHandle,
-        offset_in: u64,
-        ino_out: INodeNo,
-        _fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        self.serve(Request::copy_file_range, || {
-            let (from, to) = ((ino_in.0, offset_in), (ino_out.0, offset_out));
-            let copied = Filesystem::unprivileged(req, req.uid() != 0, |unprivileged| {
-                let keep_mtime = self.options.writeback;
-                self.overlay.copy_range(
-                    from,
-                    to,
-                    len,
-                    WriteHow {
-                        unprivileged,
-                        keep_mtime,
-                    },
-                )
-            });
-            match copied {
-                Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
+/// Goes on while entries fit.
+fn more(written: bool) -> ControlFlow<()> {
+    match written {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
     }
 }

@@ -103,6 +103,10 @@ pub struct Attr {
     pub mtime: Timestamp,
     /// Time of last change of the attributes.
     pub ctime: Timestamp,
+    /// May a client's cache keep them? Not while the answer to a link or unlink may be on its way:
+    /// on its arrival the kernel's FUSE client counts the link on top of what it knows, which may
+    /// be these attributes (fs/fuse/dir.c, `fuse_entry_unlinked`).
+    pub settled: bool,
 }
 
 impl Attr {
@@ -128,6 +132,7 @@ impl Attr {
             atime: time(st.stx_atime),
             mtime: time(st.stx_mtime),
             ctime: time(st.stx_ctime),
+            settled: true,
         })
     }
 }
@@ -183,6 +188,16 @@ impl SetAttr {
             && same(self.atime, now.atime)
             && same(self.mtime, now.mtime)
     }
+}
+
+/// The permission bits that stay when somebody without `CAP_FSETID` changes the contents of a file
+/// (`setattr_should_drop_suidgid`). `in_group`: is the caller in the file's group?
+pub fn without_set_ids(mode: u32, in_group: impl FnOnce() -> bool) -> u32 {
+    let mut kept = mode & !0o4000;
+    if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group()) {
+        kept &= !0o2000;
+    }
+    kept
 }
 
 pub(crate) fn to_timespec(t: Option<SetTime>) -> TimeSpec {

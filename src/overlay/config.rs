@@ -20,6 +20,10 @@ pub struct Config {
     pub metacopy: bool,
     /// How inode numbers of several file systems are made unique.
     pub xino: Xino,
+    /// All inode numbers fit 32 bits, for programs that can't take more.
+    pub ino32: bool,
+    /// How file systems are identified.
+    pub uuid: Uuid,
     /// `true`: `user.overlay.*`, `false`: `trusted.overlay.*`, `None`: trusted where allowed.
     pub userxattr: Option<bool>,
     /// Never sync, and leave the marker `work/incompat/volatile`.
@@ -32,6 +36,8 @@ pub struct Config {
     pub static_nlink: bool,
     /// Go on (with a logged warning) when another live mount uses upper or work.
     pub shared_upper: bool,
+    /// Do without what was asked for and can't be had here, where the tree stays the same.
+    pub lenient: bool,
 }
 
 /// The writable part of a mount.
@@ -85,6 +91,10 @@ pub enum XattrPermissions {
 /// The kernel's `redirect_dir` values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectDir {
+    /// Follow redirects, and make them on rename where the kernel's overlayfs would follow them too:
+    /// not in `user.*` attributes. There, a directory with a lower part is copied up whole before it
+    /// is renamed.
+    Auto,
     /// Make redirects on rename and follow them.
     On,
     /// Follow existing redirects, make none.
@@ -95,14 +105,29 @@ pub enum RedirectDir {
     Off,
 }
 
-/// The kernel's `xino` values.
+/// The kernel's `xino` values. The numbers are the same in all of them: a FUSE mount shows one `st_dev`
+/// for all layers, so numbers of several file systems must be made unique (the kernel's `off` shows
+/// several devices instead).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Xino {
-    /// Compose layer bits and inode number where they fit.
+    /// Compose layer bits and inode number where they fit; numbers for the others last as long as the mount.
     Auto,
-    /// The same, and say so when it is not possible.
+    /// The same, and say so in the log when some may not fit.
     On,
-    /// Real inode numbers of each file system.
+    /// As `Auto`.
+    Off,
+}
+
+/// The kernel's `uuid` values: what identifies the file systems of the layers, and the overlay itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uuid {
+    /// The file systems' own; that of the overlay stays as it is in upper.
+    Auto,
+    /// The same, and an upper without an identity gets one (`overlay.uuid`), which the kernel's overlayfs
+    /// then shows in statfs.
+    On,
+    /// File handles in upper are stored without the file system's uuid: for layers that are copied to other
+    /// file systems, all on one.
     Off,
 }
 
@@ -113,16 +138,19 @@ impl Config {
             lowers,
             data_lowers: Vec::new(),
             upper: None,
-            redirect_dir: RedirectDir::On,
+            redirect_dir: RedirectDir::Auto,
             index: true,
             metacopy: false,
             xino: Xino::Auto,
+            ino32: false,
+            uuid: Uuid::Auto,
             userxattr: None,
             volatile: false,
             fsync: true,
             ids: IdOptions::default(),
             static_nlink: false,
             shared_upper: false,
+            lenient: false,
         }
     }
 }

@@ -4,7 +4,10 @@
 //! its data is synced, and one link or rename publishes it. Only `Node::copying` of the object is
 //! held meanwhile: a big copy stalls nobody but those who want to change the same file.
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Statx};
+mod data;
+mod finish;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,14 +16,16 @@ use std::sync::Arc;
 use super::attr::{Kind, stat_at};
 use super::fds::FdKey;
 use super::ids::{link_target, make_stand_in};
-use super::node::{Node, Pin, Place};
+use super::node::{DataAt, Node, Pin, Place};
 use super::work::{Temp, Work};
 use super::{Overlay, Upper};
 use crate::format::handle::OverlayHandle;
 use crate::format::keys::OverlayKey;
 use crate::format::nlink::{Nlink, NlinkBase};
-use crate::sys::fs::{self as sysfs, TimeSpec};
+use crate::sys::fs::{self as sysfs};
 use crate::sys::xattr::{self, SetFlags};
+pub(crate) use data::copy_data;
+pub(crate) use finish::{rename_noreplace, set_times};
 
 /// How much of a file's data the copy needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +34,22 @@ pub(crate) enum CopyData {
     All,
     /// The first so many bytes: the rest is about to be cut off.
     Prefix(u64),
+    /// None: only attributes are about to change. With `metacopy=on` only they are copied.
+    Nothing,
+}
+
+/// A copy on its way to its place.
+struct Copied<'a> {
+    object: Built<'a>,
+    /// Does it say what it was copied from?
+    has_origin: bool,
+    /// The entry of the index that it gets.
+    hard_link: Option<String>,
+    /// How many names the merged tree shows of it, to be stored once upper's are there: where the
+    /// lower's can't be counted again.
+    names: Option<u32>,
+    /// Where its contents are, if they were not copied.
+    data: Option<DataAt>,
 }
 
 /// A finished copy that has no place in upper yet.
@@ -39,6 +60,29 @@ enum Built<'a> {
     Named(Temp<'a>, Option<OwnedFd>),
 }
 
+impl Built<'_> {
+    /// The file that is being built.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Built::Unnamed(fd) | Built::Named(_, Some(fd)) => Some(fd.as_fd()),
+            Built::Named(_, None) => None,
+        }
+    }
+}
+
+impl<'a> From<Built<'a>> for Copied<'a> {
+    /// A complete copy without marks.
+    fn from(object: Built<'a>) -> Copied<'a> {
+        Copied {
+            object,
+            has_origin: false,
+            hard_link: None,
+            names: None,
+            data: None,
+        }
+    }
+}
+
 impl Overlay {
     /// Makes sure that `node`, and so all its ancestors, are in upper. Never called with a `names`
     /// lock held.
@@ -47,8 +91,15 @@ impl Overlay {
     /// `EROFS` without upper; what reading the lower and writing upper return. Nothing is
     /// published then.
     pub(crate) fn ensure_upper(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
-        if node.place.read().has_upper() {
-            return Ok(());
+        let (done, complete) = {
+            let place = node.place.read();
+            (place.has_upper(), place.data().is_none())
+        };
+        if done {
+            return match complete || data == CopyData::Nothing {
+                true => Ok(()),
+                false => self.ensure_data(node, data),
+            };
         }
         self.upper()?;
         let mut chain: Vec<Arc<Node>> = Vec::new();
@@ -65,7 +116,12 @@ impl Overlay {
         for dir in chain.iter().rev() {
             self.copy_up(dir, CopyData::All)?;
         }
-        self.copy_up(node, data)
+        self.copy_up(node, data)?;
+        match data {
+            CopyData::Nothing => Ok(()),
+            // Somebody else may have copied the attributes meanwhile.
+            _ => self.ensure_data(node, data),
+        }
     }
 
     /// Copies one object up whose parent is in upper.
@@ -77,36 +133,59 @@ impl Overlay {
         }
         self.counters.copy_ups.add(1);
         let origin = self.lower_handle(node)?;
-        let mut hard_link = None;
-        let built = match node.kind {
+        // Layers don't change: one look at the original is enough.
+        let st = self.with_object(node, |dir, name| self.shown_at(dir, name))?;
+        let mut copied = match node.kind {
             Kind::Dir => {
                 self.check_not_removed(node)?;
-                self.build_dir(node, upper)?
+                self.build_dir(node, upper, &st)?.into()
             }
-            Kind::File => self.build_file(node, upper, data)?,
-            _ => self.build_special(node, upper)?,
+            Kind::File if data == CopyData::Nothing && self.config.metacopy => {
+                self.build_metacopy(node, upper, &st)?
+            }
+            Kind::File => self.build_file(node, upper, &st, data)?.into(),
+            _ => self.build_special(node, upper, &st)?.into(),
         };
-        let links = self.with_object(node, |dir, name| Ok(stat_at(dir, name)?.stx_nlink))?;
+        let links = st.stx_nlink;
         let several = node.kind != Kind::Dir && links > 1;
         if let Some(origin) = &origin
             && (!several || self.config.index)
         {
-            self.set_mark(&built, OverlayKey::Origin, &origin.encode())?;
+            copied.has_origin =
+                self.set_mark(&copied.object, OverlayKey::Origin, &origin.encode())?;
             if several && upper.work.index.is_some() {
-                let removed = self
-                    .unlinked_lowers
-                    .get(&node.id)
-                    .map_or(0, |n| i64::from(*n));
+                let removed = self.unlinked_lowers.get(&node.id).map_or(0, |n| *n);
                 let nlink = Nlink {
                     base: NlinkBase::Lower,
-                    diff: -removed,
+                    diff: -i64::from(removed),
                 };
-                self.set_mark(&built, OverlayKey::Nlink, &nlink.encode())?;
-                hard_link = Some(origin.index_name());
+                self.set_mark(&copied.object, OverlayKey::Nlink, &nlink.encode())?;
+                copied.hard_link = Some(origin.index_name());
+                if !self.counts_lower_links(origin) {
+                    copied.names = Some(links.saturating_sub(removed));
+                }
             }
         }
-        self.restore_times(node, &built)?;
-        self.publish(node, upper, built, origin.is_some(), hard_link)
+        if copied.data.is_some() {
+            // After the origin: ext4 has room for one of them in the inode, and this one, empty everywhere,
+            // is kept once for many files.
+            let target = copied.object.file().ok_or(Errno::IO)?;
+            self.mark_metacopy(target, st.stx_size)?;
+        }
+        // The last touch on a copy.
+        self.with_built(&copied.object, |fd, name| set_times(fd, name, &st))?;
+        self.publish(node, upper, copied)
+    }
+
+    /// Names of an indexed file are counted relative to upper's where the lower's can't be opened by
+    /// its handle to count them again.
+    fn store_names(&self, place: &Place, names: Option<u32>, upper: &Statx) -> Result<(), Errno> {
+        match (place.index(), names) {
+            (Some(hex), Some(names)) => {
+                self.store_nlink(hex, i64::from(names) - i64::from(upper.stx_nlink))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_not_removed(&self, node: &Node) -> Result<(), Errno> {
@@ -117,19 +196,20 @@ impl Overlay {
         }
     }
 
-    /// Writes an overlay xattr on something that is being built.
-    fn set_mark(&self, built: &Built<'_>, key: OverlayKey, value: &[u8]) -> Result<(), Errno> {
+    /// Writes an overlay xattr on something that is being built; `false` where there can't be one.
+    fn set_mark(&self, built: &Built<'_>, key: OverlayKey, value: &[u8]) -> Result<bool, Errno> {
         if !self.upper_xattrs {
-            return Ok(());
+            return Ok(false);
         }
         let key = self.ns.key(key);
         let result = self.with_built(built, |fd, name| {
             xattr::set_at(fd, name, key, value, SetFlags::Any)
         });
         match result {
+            Ok(()) => Ok(true),
             // `user.*` is refused on symlinks and special files: the kernel goes on without, too.
-            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
-            other => other,
+            Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
@@ -144,22 +224,28 @@ impl Overlay {
         }
     }
 
-    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper, st: &Statx) -> Result<Built<'a>, Errno> {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         rustix::fs::mkdirat(work, &temp.name, Mode::RWXU)?;
         self.with_object(node, |dir, name| {
-            self.copy_metadata(dir, name, work, &temp.name)
+            self.copy_metadata((dir, name), st, (work, &temp.name))
         })?;
-        Ok(Built::Named(temp, None))
+        let built = Built::Named(temp, None);
+        self.mark_protection(&built, node)?;
+        Ok(built)
     }
 
     /// Symlinks, FIFOs, sockets and devices.
-    fn build_special<'a>(&self, node: &Node, upper: &'a Upper) -> Result<Built<'a>, Errno> {
+    fn build_special<'a>(
+        &self,
+        node: &Node,
+        upper: &'a Upper,
+        st: &Statx,
+    ) -> Result<Built<'a>, Errno> {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         self.with_object(node, |dir, name| {
-            let st = self.shown_at(dir, name)?;
             let target = match node.kind {
                 Kind::Symlink => link_target(dir, name, &self.ids)?,
                 _ => Vec::new(),
@@ -175,54 +261,117 @@ impl Overlay {
                     rustix::fs::mknodat(work, &temp.name, kind, Mode::RUSR, dev)?;
                 }
             }
-            self.copy_metadata(dir, name, work, &temp.name)
+            self.copy_metadata((dir, name), st, (work, &temp.name))
         })?;
         Ok(Built::Named(temp, None))
+    }
+
+    /// A new, empty, nameless file with these permission bits.
+    fn new_file<'a>(&self, upper: &'a Upper, mode: u32) -> Result<Built<'a>, Errno> {
+        if upper.work.tmpfile {
+            return Ok(Built::Unnamed(upper.work.open_tmpfile(mode)?));
+        }
+        let temp = upper.work.temp();
+        let fd = create_exclusive(&upper.work, &temp.name, mode)?;
+        Ok(Built::Named(temp, Some(fd)))
     }
 
     fn build_file<'a>(
         &self,
         node: &Node,
         upper: &'a Upper,
+        st: &Statx,
         data: CopyData,
     ) -> Result<Built<'a>, Errno> {
-        let source = self.open_object(node, OFlags::RDONLY)?;
-        let st = stat_at(source.as_fd(), OsStr::new(""))?;
-        let built = if upper.work.tmpfile {
-            Built::Unnamed(upper.work.open_tmpfile(0o600)?)
-        } else {
-            let temp = upper.work.temp();
-            let fd = create_exclusive(&upper.work, &temp.name)?;
-            Built::Named(temp, Some(fd))
+        let elsewhere = node.place.read().data().cloned();
+        let source = match &elsewhere {
+            Some(at) => self.open_data(at)?,
+            None => self.open_object(node, OFlags::RDONLY)?,
         };
-        let target = match &built {
-            Built::Unnamed(fd) | Built::Named(_, Some(fd)) => fd.as_fd(),
-            Built::Named(_, None) => return Err(Errno::IO),
-        };
-        let length = match data {
-            CopyData::All => st.stx_size,
-            CopyData::Prefix(n) => n.min(st.stx_size),
-        };
-        let copied = copy_data(source.as_fd(), target, length, st.stx_size)?;
-        self.counters.copy_up_bytes.add(copied);
         let here = OsStr::new("");
-        self.copy_metadata(source.as_fd(), here, target, here)?;
+        let source = source.as_fd();
+        let (held, size) = match &elsewhere {
+            Some(_) => (stat_at(source, here)?.stx_size, st.stx_size),
+            None => (st.stx_size, st.stx_size),
+        };
+        if held < size {
+            return Err(Errno::IO); // the data is not this file's
+        }
+        let built = self.new_file(upper, plain_mode(st))?;
+        let target = built.file().ok_or(Errno::IO)?;
+        let length = match data {
+            CopyData::All | CopyData::Nothing => size,
+            CopyData::Prefix(n) => n.min(size),
+        };
+        let copied = copy_data(source, target, length, held)?;
+        self.counters.copy_up_bytes.add(copied);
+        match &elsewhere {
+            None => {
+                self.copy_metadata((source, here), st, (target, here))?;
+                self.copy_flags(source, target)?;
+            }
+            Some(_) => {
+                self.with_object(node, |dir, name| {
+                    self.copy_metadata((dir, name), st, (target, here))
+                })?;
+                self.mark_protection(&built, node)?;
+            }
+        }
         if length > 0 && !self.config.volatile {
             rustix::fs::fdatasync(target)?;
         }
         Ok(built)
     }
 
+    /// A file with the attributes alone. Of its flags only those that protect it are taken over: the
+    /// others are not worth opening the original for.
+    fn build_metacopy<'a>(
+        &self,
+        node: &Node,
+        upper: &'a Upper,
+        st: &Statx,
+    ) -> Result<Copied<'a>, Errno> {
+        let built = self.new_file(upper, plain_mode(st))?;
+        let target = built.file().ok_or(Errno::IO)?;
+        self.with_object(node, |dir, name| {
+            self.copy_metadata((dir, name), st, (target, OsStr::new("")))
+        })?;
+        self.mark_protection(&built, node)?;
+        let place = node.place.read();
+        let data = match (place.data(), &place.lower) {
+            (Some(at), _) => at.clone(),
+            (None, Some(lower)) => DataAt::Lower {
+                dir: Arc::clone(&lower.dir),
+                name: lower.name.clone().unwrap_or_else(|| place.name.clone()),
+                blocks: st.stx_blocks,
+            },
+            (None, None) => return Err(Errno::STALE),
+        };
+        Ok(Copied {
+            data: Some(data),
+            ..built.into()
+        })
+    }
+
+    /// Marks a copy of something that is immutable or append-only.
+    fn mark_protection(&self, built: &Built<'_>, node: &Node) -> Result<(), Errno> {
+        let protection = node.protection();
+        if protection.any() {
+            self.set_mark(built, OverlayKey::Protattr, &protection.encode())?;
+        }
+        Ok(())
+    }
+
     /// Owner, mode and xattrs, in an order in which none undoes another: data before capabilities,
     /// chown before the set-id bits and capabilities that it clears, the mode before the ACL.
+    /// `st`: of the original, as the merged tree has it.
     pub(crate) fn copy_metadata(
         &self,
-        from: BorrowedFd<'_>,
-        from_name: &OsStr,
-        to: BorrowedFd<'_>,
-        to_name: &OsStr,
+        (from, from_name): (BorrowedFd<'_>, &OsStr),
+        st: &Statx,
+        (to, to_name): (BorrowedFd<'_>, &OsStr),
     ) -> Result<(), Errno> {
-        self.copy_owner_and_mode((from, from_name), (to, to_name))?;
+        self.copy_owner_and_mode(st, (to, to_name))?;
         for key in xattr::list_at(from, from_name)?.split(|b| *b == 0) {
             if key.is_empty() || self.is_layer_mark(key) || self.ids.hides(key) {
                 continue;
@@ -247,27 +396,19 @@ impl Overlay {
         self.ns.is_private(key) || key.starts_with(b"user.fuseoverlayfs.")
     }
 
-    /// The last touch on a copy: the times of the original.
-    fn restore_times(&self, node: &Node, built: &Built<'_>) -> Result<(), Errno> {
-        let st = self.with_object(node, stat_at)?;
-        self.with_built(built, |fd, name| set_times(fd, name, &st))
-    }
-
     /// Puts a finished copy into its place.
     fn publish(
         &self,
         node: &Arc<Node>,
         upper: &Upper,
-        built: Built<'_>,
-        has_origin: bool,
-        hard_link: Option<String>,
+        mut copied: Copied<'_>,
     ) -> Result<(), Errno> {
         let parent = node.place.read().parent.clone();
         let Some(parent) = parent else {
             let mut place = node.place.write();
-            return self.publish_nameless(node, upper, &mut place, built, hard_link);
+            return self.publish_nameless(node, upper, &mut place, copied);
         };
-        if has_origin {
+        if copied.has_origin {
             self.mark_impure(&parent)?;
         }
         let parent_fd = self.upper_dir_fd(&parent)?;
@@ -277,18 +418,18 @@ impl Overlay {
         {
             let mut place = node.place.write();
             if place.removed {
-                return self.publish_nameless(node, upper, &mut place, built, hard_link);
+                return self.publish_nameless(node, upper, &mut place, copied);
             }
             if place.parent.as_ref().is_none_or(|p| p.id != parent.id) {
                 // Renamed meanwhile? Whoever renames it copies it up first.
                 return Err(Errno::STALE);
             }
-            if let Some(index) = hard_link {
-                self.link_into_index(upper, &built, &index)?;
+            if let Some(index) = copied.hard_link.take() {
+                self.link_into_index(upper, &copied.object, &index)?;
                 place.extra_mut().index = Some(index.into());
             }
             let name = place.name.clone();
-            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, built)?;
+            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, copied)?;
             self.listings
                 .added(parent.id, &name, self.ino_of(node), node.kind);
         }
@@ -303,9 +444,9 @@ impl Overlay {
         place: &mut Place,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        built: Built<'_>,
+        copied: Copied<'_>,
     ) -> Result<(), Errno> {
-        let fd = match built {
+        let fd = match copied.object {
             Built::Unnamed(fd) => {
                 sysfs::link_fd_at(fd.as_fd(), parent, name)?;
                 Some(fd)
@@ -322,20 +463,39 @@ impl Overlay {
             None => stat_at(parent, name)?,
         };
         place.upper_alias = true;
-        self.now_in_upper(node, place, &st, fd);
-        Ok(())
+        self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
+        self.store_names(place, copied.names, &st)
     }
 
     /// The node's data and attributes are upper's from here on.
-    fn now_in_upper(&self, node: &Node, place: &mut Place, st: &Statx, fd: Option<OwnedFd>) {
+    fn now_in_upper(
+        &self,
+        node: &Node,
+        place: &mut Place,
+        st: &Statx,
+        (fd, data): (Option<OwnedFd>, Option<DataAt>),
+        has_origin: bool,
+    ) {
         place.upper_ino = st.stx_ino;
+        let real = self.inos.map(super::attr::dev_of(st), st.stx_ino);
+        if node.apart {
+            node.set_ino(real);
+        }
+        if !has_origin && real != node.id {
+            // Nothing in upper leads from the copy to the number that clients know.
+            self.inos.bind(st.stx_ino, node.id);
+        }
+        let complete = data.is_none();
+        if !complete || place.data().is_some() {
+            place.extra_mut().data = data;
+        }
         if node.dir.is_none() {
             place.lower = None;
         }
         // Readers put their descriptor into the cache with the place locked: none of the lower
         // file can come after this.
         self.fds.remove(FdKey::Read(node.id));
-        if let Some(fd) = fd {
+        if let Some(fd) = fd.filter(|_| complete) {
             self.fds.put(FdKey::Write(node.id), fd);
         }
     }
@@ -346,11 +506,11 @@ impl Overlay {
         node: &Arc<Node>,
         upper: &Upper,
         place: &mut Place,
-        built: Built<'_>,
-        hard_link: Option<String>,
+        copied: Copied<'_>,
     ) -> Result<(), Errno> {
+        let built = copied.object;
         place.upper_alias = false;
-        if let Some(index) = hard_link {
+        if let Some(index) = copied.hard_link {
             self.link_into_index(upper, &built, &index)?;
             place.extra_mut().index = Some(index.into());
         }
@@ -376,8 +536,8 @@ impl Overlay {
             Built::Named(_temp, file) if fd => file,
             Built::Named(..) => None,
         };
-        self.now_in_upper(node, place, &st, fd);
-        Ok(())
+        self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
+        self.store_names(place, copied.names, &st)
     }
 
     fn link_into_index(&self, upper: &Upper, built: &Built<'_>, index: &str) -> Result<(), Errno> {
@@ -394,19 +554,28 @@ impl Overlay {
     /// The handle of the lower object that a node's copy comes from.
     fn lower_handle(&self, node: &Node) -> Result<Option<OverlayHandle>, Errno> {
         let layer = match (&node.dir, &node.place.read().lower) {
-            (Some(dir), _) => dir.lowers.first().map(|d| d.layer),
+            (Some(dir), _) => dir.lowers().first().map(|d| d.layer),
             (None, lower) => lower.as_ref().map(|l| l.dir.layer),
         };
         let Some(layer) = layer else { return Ok(None) };
-        let uuid = self.lowers.layers[usize::from(layer)].uuid;
+        let layer = &self.lowers.layers[usize::from(layer)];
+        if !layer.has_handles {
+            return Ok(None);
+        }
+        let uuid = layer.uuid;
         self.with_object(node, |dir, name| super::index::handle_at(dir, name, uuid))
     }
 }
 
 /// A new file in `work`, for file systems without `O_TMPFILE`.
-fn create_exclusive(work: &Work, name: &OsStr) -> Result<OwnedFd, Errno> {
+fn create_exclusive(work: &Work, name: &OsStr, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
+    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::from_raw_mode(mode))
+}
+
+/// The permission bits that a copy can be made with, so that they needn't be set afterwards.
+fn plain_mode(st: &Statx) -> u32 {
+    u32::from(st.stx_mode) & 0o777
 }
 
 /// May a copy go on without this xattr? ACLs and (for those who could set them) security
@@ -420,121 +589,4 @@ fn may_lose(key: &[u8], error: Errno, ns: crate::format::keys::Namespace) -> boo
         Errno::PERM | Errno::ACCESS => !protects && ns == crate::format::keys::Namespace::User,
         _ => false,
     }
-}
-
-/// Sets access and modification time as in `st`.
-pub(crate) fn set_times(fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
-    let at = |t: rustix::fs::StatxTimestamp| TimeSpec::At {
-        sec: t.tv_sec,
-        nsec: t.tv_nsec,
-    };
-    sysfs::utimens_at(fd, name, at(st.stx_atime), at(st.stx_mtime))
-}
-
-/// rename that fails with `EEXIST` on an existing target, also where the file system lacks the
-/// flag (then by checking first: upper has no other writer).
-pub(crate) fn rename_noreplace(
-    from: BorrowedFd<'_>,
-    from_name: &OsStr,
-    to: BorrowedFd<'_>,
-    to_name: &OsStr,
-) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(from, from_name, to, to_name, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            if super::attr::stat_opt(to, to_name)?.is_some() {
-                return Err(Errno::EXIST);
-            }
-            rustix::fs::renameat(from, from_name, to, to_name)
-        }
-        other => other,
-    }
-}
-
-/// Copies the first `length` bytes of a file of `size` bytes: by reference where the file system
-/// can, otherwise inside the kernel, otherwise through a buffer. Holes stay holes. Gives the
-/// number of bytes that were really copied (0 for a clone).
-pub(crate) fn copy_data(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    length: u64,
-    size: u64,
-) -> Result<u64, Errno> {
-    if length == 0 {
-        return Ok(0);
-    }
-    if length == size && rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(0);
-    }
-    let mut copied = 0;
-    let mut at = 0;
-    while at < length {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(n) if n >= length => break,
-            Ok(n) => n,
-            Err(Errno::NXIO) => break, // a hole up to the end
-            Err(_) => at,              // no knowledge of holes: all is data
-        };
-        let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {
-            Ok(n) if n > start => n.min(length),
-            _ => length,
-        };
-        copy_range(from, to, start, end)?;
-        copied += end - start;
-        at = end;
-    }
-    rustix::fs::ftruncate(to, length)?;
-    Ok(copied)
-}
-
-/// Copies bytes `start..end` to the same place.
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
-    const STEP: u64 = 64 << 20;
-    let (mut source, mut target) = (start, start);
-    while source < end {
-        let want = (end - source).min(STEP) as usize;
-        match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), want) {
-            Ok(0) => break,
-            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
-            // Not between these two: by hand.
-            Err(
-                Errno::XDEV
-                | Errno::OPNOTSUPP
-                | Errno::INVAL
-                | Errno::NOSYS
-                | Errno::BADF
-                | Errno::PERM
-                | Errno::IO,
-            ) => break,
-            Err(e) => return Err(e),
-        }
-    }
-    if source < end {
-        copy_by_hand(from, to, source, end)?;
-    }
-    Ok(())
-}
-
-fn copy_by_hand(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> Result<(), Errno> {
-    let mut buffer = vec![0u8; 1 << 20];
-    let mut at = start;
-    while at < end {
-        let want = (end - at).min(buffer.len() as u64) as usize;
-        let got = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..want], at))?;
-        if got == 0 {
-            return Err(Errno::IO); // the lower file shrank: better an error than zeros
-        }
-        let mut done = 0;
-        while done < got {
-            let data = &buffer[done..got];
-            let offset = at + done as u64;
-            done += rustix::io::retry_on_intr(|| rustix::io::pwrite(to, data, offset))?;
-        }
-        at += got as u64;
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Making objects: create, mkdir, mknod, symlink, link.
 
+mod link;
+
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -7,9 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
+use super::attr::{Attr, Kind, dev_of, stat_at, stat_opt};
 use super::copy_up::{CopyData, rename_noreplace};
 use super::fds::FdKey;
+use super::flags::Protection;
 use super::ids::{DISK_MODE, Ids, make_stand_in, override_kind};
 use super::lookup::{Found, FoundKind};
 use super::node::{DirPart, Node};
@@ -18,7 +21,7 @@ use super::{Overlay, Upper};
 use crate::format::acl;
 use crate::format::keys::OverlayKey;
 use crate::format::override_stat::OverrideStat;
-use crate::format::whiteout::OPAQUE_MARK;
+use crate::format::whiteout::{OPAQUE_MARK, whiteout_name};
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
 
@@ -95,13 +98,13 @@ impl NewNode<'_> {
 }
 
 /// How a new object gets its owner and mode.
-struct Ownership {
-    uid: u32,
+pub(super) struct Ownership {
+    pub uid: u32,
     /// `None`: the file system took it from the set-group-id directory.
-    gid: Option<u32>,
-    mode: u32,
+    pub gid: Option<u32>,
+    pub mode: u32,
     /// Does a fresh object belong to the caller without more ado?
-    natural: bool,
+    pub natural: bool,
 }
 
 impl Overlay {
@@ -150,6 +153,7 @@ impl Overlay {
         if parent.place.read().removed {
             return Err(Errno::NOENT);
         }
+        parent.check_adding()?;
         self.ensure_upper(&parent, CopyData::All)?;
         let _names = dir.names.write();
         if parent.place.read().removed {
@@ -163,9 +167,18 @@ impl Overlay {
             self.create_in_work(fd.as_fd(), name, &what, (caller, mode), upper)?
         } else {
             let owner = self.ownership(caller, dir, fd.as_fd(), mode)?;
-            match self.create_direct(fd.as_fd(), name, &what, &owner, upper) {
+            let marked = matches!(what, NewNode::Dir)
+                && !upper.work.whiteouts_in_place
+                && has_mark(fd.as_fd(), name)?;
+            let direct = match marked {
+                true => Err(Errno::EXIST),
+                false => self.create_direct(fd.as_fd(), name, &what, &owner, upper),
+            };
+            match direct {
                 Err(Errno::EXIST) => {
-                    covers_whiteout(fd.as_fd(), name)?;
+                    if !marked {
+                        self.covers_whiteout(fd.as_fd(), name)?;
+                    }
                     self.create_over_whiteout(fd.as_fd(), name, &what, &owner, mode, upper)?
                 }
                 other => other?,
@@ -196,6 +209,8 @@ impl Overlay {
             FoundKind::Other {
                 lower: None,
                 index: None,
+                data: None,
+                redirect: None,
             }
         };
         let found = Found {
@@ -203,6 +218,7 @@ impl Overlay {
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity: (dev_of(st), st.stx_ino),
+            protection: Protection::default(),
             what,
         };
         let node = self.intern(parent, name, &found)?;
@@ -228,7 +244,7 @@ impl Overlay {
         Ok(has)
     }
 
-    fn ownership(
+    pub(super) fn ownership(
         &self,
         caller: &Caller,
         dir: &DirPart,
@@ -378,6 +394,12 @@ impl Overlay {
         match rustix::fs::renameat_with(work, &temp.name, dir, name, RenameFlags::EXCHANGE) {
             // `temp` is the whiteout now, and goes.
             Ok(()) => Ok(()),
+            // The whiteout is a `.wh.` mark, which hides nothing that the directory does not hide.
+            Err(Errno::NOENT) => {
+                rename_noreplace(work, &temp.name, dir, name)?;
+                temp.published();
+                remove_mark(dir, name)
+            }
             Err(Errno::INVAL | Errno::NOSYS) => {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
                 rename_noreplace(work, &temp.name, dir, name)?;
@@ -435,12 +457,23 @@ impl Overlay {
         match rename_noreplace(work, &temp.name, dir, name) {
             Ok(()) => temp.published(),
             Err(Errno::EXIST) => {
-                covers_whiteout(dir, name)?;
+                self.covers_whiteout(dir, name)?;
                 self.put_over_whiteout(temp, matches!(what, NewNode::Dir), dir, name)?;
             }
             Err(e) => return Err(e),
         }
         Ok(made)
+    }
+
+    /// Is there a whiteout under the name of something that is to be made?
+    ///
+    /// # Errors
+    /// `EEXIST` if it is something else.
+    fn covers_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+        match stat_opt(dir, name)? {
+            Some(st) if self.is_upper_whiteout(dir, name, &st)? => Ok(()),
+            _ => Err(Errno::EXIST),
+        }
     }
 
     /// Applies `dir`'s default ACL to an object made elsewhere; gives its permission bits.
@@ -472,98 +505,47 @@ impl Overlay {
             let key = self.ns.key(OverlayKey::Opaque);
             return xattr::set_at(dir, name, key, b"y", SetFlags::Any);
         }
-        let fd = super::layer::open_names(dir, std::iter::once(name))?;
+        let opened;
+        let fd = if name.is_empty() {
+            dir
+        } else {
+            opened = super::layer::open_names(dir, std::iter::once(name))?;
+            opened.as_fd()
+        };
         let mark = OsStr::from_bytes(OPAQUE_MARK);
-        match rustix::fs::mknodat(&fd, mark, FileType::RegularFile, Mode::empty(), 0) {
+        match rustix::fs::mknodat(fd, mark, FileType::RegularFile, Mode::empty(), 0) {
             Err(Errno::EXIST) => Ok(()),
             other => other,
         }
     }
+}
 
-    /// Makes another name for a file; gives its node, with one reference taken, and attributes.
-    ///
-    /// # Errors
-    /// `EPERM` for directories, `EEXIST`, `EMLINK`, `ENOENT` for an unlinked file, and as
-    /// [`create`](Self::create).
-    pub fn link(
-        &self,
-        id: u64,
-        new_parent: u64,
-        new_name: &OsStr,
-        known_absent: bool,
-    ) -> Result<(Arc<Node>, Attr), Errno> {
-        self.check_new_name(new_name)?;
-        let node = self.node(id)?;
-        let parent = self.node(new_parent)?;
-        let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        if node.dir.is_some() {
-            return Err(Errno::PERM);
-        }
-        let upper = self.upper()?;
-        self.ensure_upper(&node, CopyData::All)?;
-        self.ensure_upper(&parent, CopyData::All)?;
-        let _names = dir.names.write();
-        if parent.place.read().removed {
-            return Err(Errno::NOENT);
-        }
-        if !known_absent && self.resolve(&parent, new_name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        let to = self.upper_dir_fd(&parent)?;
-        let before = self.with_object(&node, stat_at)?;
-        if self.inos.map(dev_of(&before), before.stx_ino) != node.id {
-            self.mark_impure(&parent)?; // its number comes from an origin
-        }
-        let index = {
-            let place = node.place.read();
-            self.begin_nlink(&place, &before)?;
-            place.index().map(Box::from)
-        };
-        self.with_object(&node, |from, name| {
-            match link_object(from, name, to.as_fd(), new_name) {
-                Err(Errno::EXIST) => {
-                    let there = stat_opt(to.as_fd(), new_name)?;
-                    if !there.is_some_and(|st| is_whiteout(&st)) {
-                        return Err(Errno::EXIST);
-                    }
-                    let temp = upper.work.temp();
-                    let work = upper.work.dir.as_fd();
-                    link_object(from, name, work, &temp.name)?;
-                    rustix::fs::renameat(work, &temp.name, to.as_fd(), new_name)?;
-                    temp.published();
-                    Ok(())
-                }
-                other => other,
-            }
-        })?;
-        self.name_added(&parent, new_name, &node);
-        let st = self.shown_at(to.as_fd(), new_name)?;
-        let found = Found {
-            stat: st,
-            upper_ino: st.stx_ino,
-            upper_alias: true,
-            identity: (dev_of(&st), st.stx_ino),
-            what: FoundKind::Other { lower: None, index },
-        };
-        self.hold_as(&node, &parent, new_name, &found);
-        let attr = self.attr_from(&node, &st)?;
-        Ok((node, attr))
+/// Is there a `.wh.` mark for the name?
+fn has_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
+    match whiteout_name(name) {
+        Some(mark) => Ok(stat_opt(dir, OsStr::from_bytes(&mark))?.is_some()),
+        None => Ok(false),
     }
 }
 
-/// Is there a whiteout under the name of something that is to be made?
-///
-/// # Errors
-/// `EEXIST` if it is something else.
-fn covers_whiteout(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
-    match stat_opt(dir, name)? {
-        Some(st) if is_whiteout(&st) => Ok(()),
-        _ => Err(Errno::EXIST),
+/// Takes the `.wh.` mark for the name away, if there is one.
+pub(crate) fn remove_mark(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    let Some(mark) = whiteout_name(name) else {
+        return Ok(());
+    };
+    match rustix::fs::unlinkat(dir, OsStr::from_bytes(&mark), AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 
 /// Owner first, then (it takes set-id bits away) the mode again where it has such bits.
-fn set_owner(ids: &Ids, dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) -> Result<(), Errno> {
+pub(super) fn set_owner(
+    ids: &Ids,
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    owner: &Ownership,
+) -> Result<(), Errno> {
     ids.chown(dir, name, Some(owner.uid), owner.gid)?;
     if owner.mode & 0o6000 != 0 {
         let st = stat_at(dir, name)?;
@@ -573,17 +555,4 @@ fn set_owner(ids: &Ids, dir: BorrowedFd<'_>, name: &OsStr, owner: &Ownership) ->
         }
     }
     Ok(())
-}
-
-/// A hard link to an object given by directory and name, or by a descriptor (empty name).
-fn link_object(
-    from: BorrowedFd<'_>,
-    name: &OsStr,
-    to: BorrowedFd<'_>,
-    new_name: &OsStr,
-) -> Result<(), Errno> {
-    if name.is_empty() {
-        return sysfs::link_fd_at(from, to, new_name);
-    }
-    rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())
 }

@@ -45,6 +45,13 @@ impl Overlay {
             return Ok(fd);
         }
         // Into the cache with the place locked: see `now_in_upper`.
+        {
+            let place = node.place.read();
+            if let Some(at) = place.data() {
+                let fd = self.open_data(at)?;
+                return Ok(self.fds.put(FdKey::Read(node.id), fd));
+            }
+        }
         self.with_object(node, |dir, name| {
             let fd = open_for(dir, name, OFlags::RDONLY)?;
             Ok(self.fds.put(FdKey::Read(node.id), fd))
@@ -52,20 +59,29 @@ impl Overlay {
     }
 
     /// A descriptor to write the node's contents with. The node is in upper.
+    ///
+    /// One of a file without its data is good for `fsync`, and not cached: it would be read with.
     pub(crate) fn write_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = self.fds.get(FdKey::Write(node.id)) {
             return Ok(fd);
         }
-        if !node.place.read().has_upper() {
-            return Err(Errno::IO);
-        }
+        let complete = {
+            let place = node.place.read();
+            if !place.has_upper() {
+                return Err(Errno::IO);
+            }
+            place.data().is_none()
+        };
         self.with_object(node, |dir, name| {
             let fd = match open_for(dir, name, OFlags::RDWR) {
                 // An owner without privileges may not read what it may write.
                 Err(Errno::ACCESS) => open_for(dir, name, OFlags::WRONLY)?,
                 other => other?,
             };
-            Ok(self.fds.put(FdKey::Write(node.id), fd))
+            Ok(match complete {
+                true => self.fds.put(FdKey::Write(node.id), fd),
+                false => Arc::new(fd),
+            })
         })
     }
 
@@ -103,10 +119,13 @@ impl Overlay {
         how: WriteHow<'_>,
     ) -> Result<usize, Errno> {
         let node = self.file_node(id)?;
+        let mut done = 0;
+        if node.protection().any() {
+            done = self.check_append(&node, offset, data)?;
+        }
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         self.remember_mtime(&node, fd.as_fd(), how)?;
-        let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
             match rustix::io::retry_on_intr(|| rustix::io::pwrite(&*fd, &data[done..], at)) {
@@ -119,6 +138,23 @@ impl Overlay {
         self.clear_suidgid(fd.as_fd(), OsStr::new(""), how.unprivileged)?;
         self.restore_mtime(&node, fd.as_fd(), how)?;
         Ok(done)
+    }
+
+    /// May this be written to a protected file? To one that is append-only, at its end: the kernel's cache
+    /// writes whole pages, so what is there already may come with it. Gives the length of that part.
+    fn check_append(&self, node: &Arc<Node>, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if node.protection().immutable {
+            return Err(Errno::PERM);
+        }
+        let size = self.with_object(node, stat_at)?.stx_size;
+        let known = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let known = known.min(data.len());
+        let mut there = vec![0; known];
+        let got = self.read(node.id, offset, &mut there)?;
+        match data.get(..known) {
+            Some(same) if got == known && same == there => Ok(known),
+            _ => Err(Errno::PERM),
+        }
     }
 
     /// Sets the modification time again that a change of the kernel's cache must leave.
@@ -170,6 +206,11 @@ impl Overlay {
         how: WriteHow<'_>,
     ) -> Result<(), Errno> {
         let node = self.file_node(id)?;
+        let extends =
+            FallocateFlags::from_bits_retain(mode) == FallocateFlags::KEEP_SIZE || mode == 0;
+        if node.protection().immutable || (node.protection().append_only && !extends) {
+            return Err(Errno::PERM);
+        }
         self.ensure_upper(&node, CopyData::All)?;
         let fd = self.write_fd(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
@@ -209,6 +250,13 @@ impl Overlay {
     ) -> Result<u64, Errno> {
         let source = self.file_node(from)?;
         let target = self.file_node(to)?;
+        if target.protection().any() {
+            self.check_append(&target, to_offset, &[])?;
+            let size = self.with_object(&target, stat_at)?.stx_size;
+            if to_offset < size {
+                return Err(Errno::PERM);
+            }
+        }
         self.ensure_upper(&target, CopyData::All)?;
         let source_fd = self.read_fd(&source)?;
         let target_fd = self.write_fd(&target)?;

@@ -22,7 +22,8 @@ use super::{Config, Overlay};
 use crate::format::FormatError;
 use crate::format::acl::{self, AclTag};
 use crate::format::override_stat::{
-    OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS, USER_FUSE_OVERLAYFS,
+    AS_ON_DISK, OverrideKind, OverrideStat, SECURITY_FUSE_OVERLAYFS, USER_CONTAINERS,
+    USER_FUSE_OVERLAYFS,
 };
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
@@ -333,8 +334,12 @@ impl Ids {
 /// Owner, mode and type over what is on disk. Only a regular file stands for something else, and
 /// never for a directory, which it can't be.
 fn apply(st: &mut Statx, found: &OverrideStat) {
-    st.stx_uid = found.uid;
-    st.stx_gid = found.gid;
+    if found.uid != AS_ON_DISK {
+        st.stx_uid = found.uid;
+    }
+    if found.gid != AS_ON_DISK {
+        st.stx_gid = found.gid;
+    }
     let mut kind = u32::from(st.stx_mode) & 0o170_000;
     if let Some(stands_for) = found.kind.filter(|kind| *kind != OverrideKind::Dir)
         && is_file(st)
@@ -462,10 +467,14 @@ impl Overlay {
     ) -> Result<(), Errno> {
         let _changing = self.ids.changing.lock();
         let st = stat_at(dir, name)?;
-        let mut new = match self.ids.read(dir, name)? {
-            Some(found) => found,
-            None => of_statx(&st),
-        };
+        let on_disk = of_statx(&st);
+        let mut new = self.ids.read(dir, name)?.unwrap_or(on_disk);
+        if new.uid == AS_ON_DISK {
+            new.uid = on_disk.uid;
+        }
+        if new.gid == AS_ON_DISK {
+            new.gid = on_disk.gid;
+        }
         new.uid = uid.unwrap_or(new.uid);
         new.gid = gid.unwrap_or(new.gid);
         let is_file = is_file(&st);
@@ -496,19 +505,23 @@ impl Overlay {
         }
     }
 
-    /// Gives a copy that is being built the owner, mode and type of its original.
+    /// Gives a copy that was just made in `work` the owner, mode and type of its original.
     pub(crate) fn copy_owner_and_mode(
         &self,
-        (from, from_name): (BorrowedFd<'_>, &OsStr),
+        st: &Statx,
         (to, to_name): (BorrowedFd<'_>, &OsStr),
     ) -> Result<(), Errno> {
-        let st = self.shown_at(from, from_name)?;
         let mode = u32::from(st.stx_mode);
         let is_symlink = |mode: u32| Kind::from_mode(mode) == Some(Kind::Symlink);
         if !self.ids.in_xattrs() {
-            self.ids
-                .chown(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
-            if !is_symlink(mode) {
+            let fresh = self.upper()?.work.fresh_owner;
+            if fresh != Some((st.stx_uid, st.stx_gid)) {
+                self.ids
+                    .chown(to, to_name, Some(st.stx_uid), Some(st.stx_gid))?;
+            }
+            // Files are made with their mode, but set-id bits go with a change of the owner.
+            let made_with_it = fresh.is_some() && is_file(st) && mode & 0o7000 == 0;
+            if !is_symlink(mode) && !made_with_it {
                 sysfs::chmod_at(to, to_name, mode & 0o7777)?;
             }
             return Ok(());
@@ -517,7 +530,7 @@ impl Overlay {
         if !is_symlink(u32::from(copy.stx_mode)) {
             sysfs::chmod_at(to, to_name, DISK_MODE)?;
         }
-        let mut new = of_statx(&st);
+        let mut new = of_statx(st);
         if is_file(&copy) {
             let kind = Kind::from_mode(mode).ok_or(Errno::IO)?;
             new.kind = override_kind(kind, (st.stx_rdev_major, st.stx_rdev_minor));

@@ -21,6 +21,10 @@ use crate::format::nlink::{Nlink, NlinkBase};
 use crate::sys::handle::name_to_handle_at;
 use crate::sys::xattr::{self, SetFlags};
 
+/// The number of names of an indexed file of which some are in a lower where they can't be counted: the
+/// index was made with privileges that this mount lacks. Its entry then stays for good.
+pub(crate) const UNKNOWN_LINKS: u32 = u32::MAX;
+
 /// The handle of the object `name` in `dir` as overlay stores it.
 pub(crate) fn handle_at(
     dir: BorrowedFd<'_>,
@@ -44,7 +48,7 @@ impl Overlay {
             .lowers
             .layers
             .iter()
-            .filter(|l| l.uuid == origin.uuid)
+            .filter(|l| l.has_handles && l.uuid == origin.uuid)
             .map(|l| l.dev);
         let dev = devs.next()?;
         // Two file systems with one uuid: nobody can tell which is meant.
@@ -77,8 +81,11 @@ impl Overlay {
         let Some(index) = self.upper.as_ref().and_then(|u| u.work.index.as_ref()) else {
             return Ok(None);
         };
-        let uuid = self.lowers.layer(at).uuid;
-        let Some(handle) = handle_at(dir, name, uuid)? else {
+        let layer = self.lowers.layer(at);
+        if !layer.has_handles {
+            return Ok(None);
+        }
+        let Some(handle) = handle_at(dir, name, layer.uuid)? else {
             return Ok(None);
         };
         let hex = handle.index_name();
@@ -90,7 +97,14 @@ impl Overlay {
         Ok(Some((hex.into(), st)))
     }
 
-    /// How many names the merged tree shows of a file that is in the index.
+    /// Can the names of a lower file be counted by its handle?
+    pub(crate) fn counts_lower_links(&self, origin: &OverlayHandle) -> bool {
+        let mut layers = self.lowers.layers.iter();
+        layers.any(|l| l.uuid == origin.uuid && l.opens_handles)
+    }
+
+    /// How many names the merged tree shows of a file that is in the index; [`UNKNOWN_LINKS`] where
+    /// that can't be found out.
     pub(crate) fn indexed_nlink(&self, hex: &str, upper: &Statx) -> Result<u32, Errno> {
         let index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
         let key = self.ns.key(OverlayKey::Nlink);
@@ -102,7 +116,10 @@ impl Overlay {
         };
         let base = match nlink.base {
             NlinkBase::Upper => i64::from(upper.stx_nlink),
-            NlinkBase::Lower => i64::from(self.lower_nlink(hex)?.unwrap_or(upper.stx_nlink)),
+            NlinkBase::Lower => match self.lower_nlink(hex)? {
+                Some(links) => i64::from(links),
+                None => return Ok(UNKNOWN_LINKS),
+            },
         };
         Ok(u32::try_from((base + nlink.diff).max(0)).unwrap_or(u32::MAX))
     }
@@ -141,6 +158,9 @@ impl Overlay {
             return Ok(None);
         };
         let shown = self.indexed_nlink(hex, upper)?;
+        if shown == UNKNOWN_LINKS {
+            return Ok(Some(shown));
+        }
         self.store_nlink(hex, i64::from(shown) - i64::from(upper.stx_nlink))?;
         Ok(Some(shown))
     }

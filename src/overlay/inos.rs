@@ -9,6 +9,9 @@ use dashmap::DashMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Numbers from here on are the table's where all must fit 32 bits.
+const TABLE_32: u64 = 1 << 31;
+
 /// What a number out of the table stands for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum TableKey {
@@ -26,14 +29,16 @@ pub(crate) struct InoMap {
     devs: Vec<(u64, u32)>,
     /// Bits that real numbers may use; `None`: all are on one file system.
     shift: Option<u32>,
+    /// All numbers are below 2^32.
+    fit32: bool,
     table: DashMap<TableKey, u64>,
     next: AtomicU64,
 }
 
 impl InoMap {
     /// `devs`: every file system of the layers with its index (upper's is 0). `narrow`: all of
-    /// them have 32-bit inode numbers.
-    pub(crate) fn new(devs: Vec<(u64, u32)>, narrow: bool) -> InoMap {
+    /// them have 32-bit inode numbers. `fit32`: so must the mount's.
+    pub(crate) fn new(devs: Vec<(u64, u32)>, narrow: bool, fit32: bool) -> InoMap {
         let one = devs.iter().all(|d| d.0 == devs[0].0);
         let highest = devs.iter().map(|d| d.1).max().unwrap_or(0);
         let bits = if narrow {
@@ -45,6 +50,7 @@ impl InoMap {
         InoMap {
             devs,
             shift,
+            fit32,
             table: DashMap::new(),
             next: AtomicU64::new(1),
         }
@@ -52,8 +58,11 @@ impl InoMap {
 
     /// The `st_ino` for the object `ino` on the file system with this `st_dev`.
     pub(crate) fn map(&self, dev: u64, ino: u64) -> u64 {
+        let first = self.devs.first().map(|d| d.0);
         let fsid = self.devs.iter().find(|d| d.0 == dev).map(|d| d.1);
         match (fsid, self.shift) {
+            _ if self.fit32 && first == Some(dev) && ino > 1 && ino < TABLE_32 => ino,
+            _ if self.fit32 => self.table_number(TableKey::Object(dev, ino)),
             // 0 is "no inode" and 1 is the id of the root on the FUSE side.
             (Some(_), None) if ino > 1 && ino >> 62 == 0 => ino,
             (Some(fsid), Some(shift)) if ino > 1 && ino >> shift == 0 => {
@@ -65,11 +74,26 @@ impl InoMap {
 
     /// A number for something that can't have the one it should.
     pub(crate) fn table_number(&self, key: TableKey) -> u64 {
-        let base = self.shift.map_or(1 << 62, |s| 1 << s);
+        let base = match self.shift {
+            _ if self.fit32 => TABLE_32,
+            Some(shift) => 1 << shift,
+            None => 1 << 62,
+        };
         *self
             .table
             .entry(key)
             .or_insert_with(|| base | self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Lets an upper object be found under the id of its node, which is not made from its number.
+    pub(crate) fn bind(&self, upper_ino: u64, id: u64) {
+        self.table.insert(TableKey::Upper(upper_ino), id);
+    }
+
+    /// Undoes [`bind`](Self::bind).
+    pub(crate) fn unbind(&self, upper_ino: u64, id: u64) {
+        self.table
+            .remove_if(&TableKey::Upper(upper_ino), |_, bound| *bound == id);
     }
 
     /// The number that was given for this key, if one was.
@@ -89,24 +113,33 @@ mod tests {
 
     #[test]
     fn one_file_system_keeps_the_real_numbers() {
-        let map = InoMap::new(vec![(7, 0), (7, 1)], true);
+        let map = InoMap::new(vec![(7, 0), (7, 1)], true, false);
         assert_eq!(map.map(7, 1234), 1234);
         assert_ne!(map.map(7, 1), 1);
     }
 
     #[test]
     fn several_file_systems_are_composed_as_the_kernel_does() {
-        let map = InoMap::new(vec![(7, 0), (8, 1), (9, 2)], true);
+        let map = InoMap::new(vec![(7, 0), (8, 1), (9, 2)], true, false);
         assert_eq!(map.map(7, 5), 5);
         assert_eq!(map.map(8, 5), 5 | 1 << 33);
         assert_eq!(map.map(9, 5), 5 | 2 << 33);
-        let wide = InoMap::new(vec![(7, 0), (8, 1), (9, 2)], false);
+        let wide = InoMap::new(vec![(7, 0), (8, 1), (9, 2)], false, false);
         assert_eq!(wide.map(9, 5), 5 | 2 << 62);
     }
 
     #[test]
+    fn numbers_fit_32_bits_where_they_must() {
+        let map = InoMap::new(vec![(7, 0), (8, 1)], false, true);
+        assert_eq!(map.map(7, 1234), 1234);
+        let (a, b) = (map.map(8, 1234), map.map(7, 1 << 40));
+        assert!(a < 1 << 32 && b < 1 << 32 && a != b && a != 1234 && b != 1234);
+        assert_eq!(map.map(8, 1234), a);
+    }
+
+    #[test]
     fn what_does_not_fit_is_stable_and_unique() {
-        let map = InoMap::new(vec![(7, 0), (8, 1)], true);
+        let map = InoMap::new(vec![(7, 0), (8, 1)], true, false);
         let a = map.map(8, 1 << 40);
         assert_eq!(a, map.map(8, 1 << 40));
         assert_ne!(a, map.map(7, 1 << 40));

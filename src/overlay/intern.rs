@@ -9,7 +9,7 @@ use super::attr::{Attr, Kind};
 use super::inos::TableKey;
 use super::layer::LowerDir;
 use super::lookup::{Found, FoundKind};
-use super::node::{DirPart, Interned, LowerFile, Node, Place};
+use super::node::{DirPart, Extra, Interned, LowerFile, Node, Place};
 
 impl Overlay {
     /// Finds or makes the node for what was found, and takes a reference on it.
@@ -21,10 +21,22 @@ impl Overlay {
     ) -> Result<Arc<Node>, Errno> {
         let kind = Kind::from_mode(u32::from(found.stat.stx_mode)).ok_or(Errno::IO)?;
         let (dev, ino) = found.identity;
-        let mut id = self.inos.map(dev, ino);
+        let real = self.inos.map(dev, ino);
+        let apart = self.is_apart(kind, found);
+        self.heal_impure(parent, found);
+        let bound = || self.inos.known(&TableKey::Upper(found.upper_ino));
+        let mut id = match found.upper_ino {
+            0 if apart => self.inos.for_name(parent.id, name),
+            0 => real,
+            _ => bound().unwrap_or(real),
+        };
         for attempt in 0..2 {
             let same = |n: &Node| self.is_same(n, parent, name, kind, found);
-            let make = || make_node(id, kind, parent, name, found);
+            let make = || {
+                let node = make_node(id, kind, parent, name, found);
+                node.set_protection(found.protection);
+                if apart { node.apart(real) } else { node }
+            };
             match self.nodes.intern(id, same, make) {
                 Interned::Node(node) => {
                     self.adopt_name(&node, parent, name, found);
@@ -42,6 +54,40 @@ impl Overlay {
         Err(Errno::STALE)
     }
 
+    /// A directory that holds something with an origin is impure, whatever it says: the kernel's overlayfs
+    /// takes the mark away where it may not read origins. Without it listings show other numbers.
+    fn heal_impure(&self, parent: &Node, found: &Found) {
+        let own = self
+            .inos
+            .map(super::attr::dev_of(&found.stat), found.stat.stx_ino);
+        let from_origin =
+            found.upper_alias && self.inos.map(found.identity.0, found.identity.1) != own;
+        let pure = |part: &DirPart| part.impure.get() == Some(false);
+        if from_origin && parent.dir.as_deref().is_some_and(pure) {
+            if let Err(e) = self.mark_impure(parent) {
+                tracing::debug!("a directory stays without its impure mark: {e}");
+            }
+            self.listings.remove(parent.id);
+        }
+    }
+
+    /// Is this one name of a lower hard link whose names become objects of their own when they are
+    /// copied up, as without the index? Such a name has a node of its own from the start: clients
+    /// must not share what they cache of it with the other names.
+    fn is_apart(&self, kind: Kind, found: &Found) -> bool {
+        let FoundKind::Other {
+            lower: Some(lower), ..
+        } = &found.what
+        else {
+            return false;
+        };
+        kind != Kind::Dir
+            && found.upper_ino == 0
+            && found.stat.stx_nlink > 1
+            && self.upper.is_some()
+            && !(self.config.index && self.lowers.layer(&lower.dir).has_handles)
+    }
+
     /// Is the live node `n` the object that was found?
     fn is_same(&self, n: &Node, parent: &Node, name: &OsStr, kind: Kind, found: &Found) -> bool {
         let place = n.place.read();
@@ -54,11 +100,11 @@ impl Overlay {
         match &found.what {
             FoundKind::Dir { lowers, .. } => {
                 let key = |d: &Arc<LowerDir>| (d.dev, d.ino);
-                let known = n.dir.as_deref().and_then(|d| d.lowers.first().map(key));
+                let known = n.dir.as_deref().and_then(|d| d.lowers().first().map(key));
                 known == lowers.first().map(key) && !place.removed
             }
             FoundKind::Other { .. } => {
-                let linked = found.stat.stx_nlink > 1 && self.config.index;
+                let linked = found.stat.stx_nlink > 1 && !self.is_apart(kind, found);
                 let here = place.parent.as_ref().is_some_and(|p| p.id == parent.id)
                     && *place.name == *name;
                 linked || here
@@ -171,7 +217,8 @@ impl Overlay {
 
 /// The node for an object that was just found.
 fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Node {
-    let (lower, index, dir) = match &found.what {
+    let mut extra = Extra::default();
+    let (lower, dir) = match &found.what {
         FoundKind::Dir {
             lowers,
             redirect,
@@ -179,28 +226,34 @@ fn make_node(id: u64, kind: Kind, parent: &Arc<Node>, name: &OsStr, found: &Foun
         } => {
             let mut part = DirPart::new(lowers.clone(), redirect.clone());
             part.xattr_whiteouts = *xattr_whiteouts;
-            (None, None, Some(part))
+            (None, Some(part))
         }
-        FoundKind::Other { lower, index } => {
+        FoundKind::Other {
+            lower,
+            index,
+            data,
+            redirect,
+        } => {
             // The name is kept once where it is the same.
             let lower = lower.clone().map(|l| LowerFile {
                 name: l.name.filter(|n| **n != *name),
                 dir: l.dir,
             });
-            (lower, index.clone(), None)
+            extra.index.clone_from(index);
+            extra.data.clone_from(data);
+            extra.redirect.clone_from(redirect);
+            (lower, None)
         }
     };
-    let mut place = Place {
+    let rare = extra.index.is_some() || extra.data.is_some();
+    let place = Place {
         parent: Some(Arc::clone(parent)),
         name: name.into(),
         upper_ino: found.upper_ino,
         upper_alias: found.upper_alias,
         lower,
         removed: false,
-        extra: None,
+        extra: rare.then(|| Box::new(extra)),
     };
-    if index.is_some() {
-        place.extra_mut().index = index;
-    }
     Node::new(id, kind, place, dir)
 }

@@ -32,6 +32,12 @@ pub(crate) struct Layer {
     pub dev: u64,
     /// The uuid of that file system, zeros where it has none.
     pub uuid: [u8; 16],
+    /// Can its objects be named by file handles?
+    pub has_handles: bool,
+    /// Do its objects have inode flags? Where they don't, statx's are those of the file system.
+    pub has_flags: bool,
+    /// Can they be opened by them, too? That takes privileges.
+    pub opens_handles: bool,
 }
 
 /// What is known of `.wh.NAME` files in one directory.
@@ -57,6 +63,10 @@ impl AufsFlag {
             2 => AufsMarks::Present,
             _ => AufsMarks::Unknown,
         }
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.store(AufsMarks::Unknown as u8, Ordering::Release);
     }
 
     pub(crate) fn set(&self, present: bool) {

@@ -170,6 +170,15 @@ impl ListingCache {
         drop(old);
     }
 
+    /// Forgets all listings.
+    pub(crate) fn clear(&self) {
+        let mut inner = self.inner.lock();
+        let old = std::mem::replace(&mut inner.listings, LruCache::unbounded());
+        inner.entries = 0;
+        drop(inner);
+        drop(old);
+    }
+
     /// What the cached listing of the directory says of `name`.
     pub(crate) fn hint(&self, id: u64, name: &OsStr) -> Hint {
         let Some(listing) = self.peek(id) else {

@@ -6,17 +6,18 @@
 
 use rustix::fs::Statx;
 use rustix::io::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::attr::{dev_of, is_dir, is_file, is_whiteout, stat_opt};
+use super::descent::{Descent, Step};
+use super::flags::Protection;
 use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
 use super::listing::{Hint, Top};
-use super::node::{DirPart, LowerFile, Node};
+use super::node::{DataAt, DirPart, LowerFile, Node};
 use super::{Overlay, RedirectDir};
-use crate::format::handle::OverlayHandle;
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::Redirect;
 use crate::format::whiteout::{AufsName, OPAQUE_MARK, classify, whiteout_name};
@@ -32,6 +33,8 @@ pub(crate) struct Found {
     pub upper_alias: bool,
     /// (`st_dev`, `st_ino`) that the inode number is made from.
     pub identity: (u64, u64),
+    /// Is it immutable or append-only?
+    pub protection: Protection,
     pub what: FoundKind,
 }
 
@@ -44,6 +47,10 @@ pub(crate) enum FoundKind {
     Other {
         lower: Option<LowerFile>,
         index: Option<Box<str>>,
+        /// Where the contents are, if the object that was found has attributes only.
+        data: Option<DataAt>,
+        /// The redirect that upper's attributes carry then.
+        redirect: Option<Redirect>,
     },
 }
 
@@ -53,38 +60,12 @@ pub(crate) struct DirMarks {
     pub opaque: bool,
     pub xattr_whiteouts: bool,
     pub redirect: Option<Redirect>,
-}
-
-/// Where the layers below are searched.
-#[derive(Clone)]
-enum SearchPath {
-    /// In the lowers of the parent, under this name.
-    InParent(OsString),
-    /// From the roots of the layers.
-    FromRoot(Vec<OsString>),
-}
-
-impl SearchPath {
-    /// The path that holds for the layers below one where `redirect` was found.
-    fn redirected(&self, redirect: &Redirect) -> SearchPath {
-        match (redirect, self) {
-            (Redirect::Absolute(path), _) => SearchPath::FromRoot(path.clone()),
-            (Redirect::Relative(name), SearchPath::InParent(_)) => {
-                SearchPath::InParent(name.clone())
-            }
-            (Redirect::Relative(name), SearchPath::FromRoot(path)) => {
-                let mut path = path.clone();
-                path.pop();
-                path.push(name.clone());
-                SearchPath::FromRoot(path)
-            }
-        }
-    }
+    pub protection: Protection,
 }
 
 /// One layer's answer for a single name.
 #[allow(clippy::large_enum_variant)] // lives on the stack for a moment; a box would cost more
-enum Single {
+pub(crate) enum Single {
     Absent,
     /// Hidden: the search ends here.
     Whiteout,
@@ -128,109 +109,91 @@ impl Overlay {
             Top::Upper => 0,
             Top::Lower(n) => usize::from(n),
         };
-        let mut search = SearchPath::InParent(name.to_os_string());
+        let mut descent = Descent::new(dir, skip, name);
         let mut found_upper: Option<(Statx, DirMarks)> = None;
         if top == Top::Upper && parent.place.read().has_upper() {
             let fd = self.upper_dir_fd(parent)?;
-            match self.single(fd.as_fd(), name, &dir.aufs, dir.xattr_whiteouts)? {
+            match self.single(fd.as_fd(), name, &dir.aufs, self.marks_whiteouts(dir))? {
                 Single::Whiteout => return Ok(None),
                 Single::Absent => {}
                 Single::Object(st) if !is_dir(&st) => {
-                    return self.found_upper_file(fd.as_fd(), name, st, dir).map(Some);
+                    let found = self.found_upper_file(fd.as_fd(), name, st, descent)?;
+                    return Ok(Some(found));
                 }
                 Single::Object(st) => {
-                    if dir.lowers.is_empty() && !self.follow_redirects {
-                        return Ok(found_dir(Some((st, DirMarks::default())), Vec::new()));
+                    if dir.lowers().is_empty() && !self.follow_redirects {
+                        let protection = self.stored_protection(fd.as_fd(), name)?;
+                        let marks = DirMarks {
+                            protection,
+                            ..DirMarks::default()
+                        };
+                        return Ok(self.found_dir(Some((st, marks)), Vec::new()));
                     }
-                    let marks = self.dir_marks(fd.as_fd(), name)?;
+                    let mut marks = self.dir_marks(fd.as_fd(), name)?;
+                    // `.wh.NAME` beside NAME hides NAME of the layers below.
+                    marks.opaque |= self.aufs_probe(fd.as_fd(), name, &dir.aufs)?;
                     if let Some(redirect) = &marks.redirect {
-                        search = search.redirected(redirect);
+                        descent.redirect(redirect);
                     }
                     found_upper = Some((st, marks));
                 }
             }
         }
-        self.resolve_lowers(dir, skip, found_upper, search)
+        self.resolve_lowers(descent, found_upper)
     }
 
     /// The part of [`resolve`](Self::resolve) below upper.
     fn resolve_lowers(
         &self,
-        dir: &DirPart,
-        skip: usize,
+        mut descent: Descent,
         found_upper: Option<(Statx, DirMarks)>,
-        mut search: SearchPath,
     ) -> Result<Option<Found>, Errno> {
         let mut lowers: Vec<(Arc<LowerDir>, Statx)> = Vec::new();
         if found_upper.as_ref().is_some_and(|(_, m)| m.opaque) {
-            return Ok(found_dir(found_upper, lowers));
+            return Ok(self.found_dir(found_upper, lowers));
         }
         let in_dirs = found_upper.is_some();
-        let mut in_parent = dir.lowers.iter().skip(skip);
-        let mut layer = 0;
-        loop {
-            // The directory and name to look into next, and whether nothing counts below it.
-            let (at, name, mut stop) = match &search {
-                SearchPath::InParent(name) => {
-                    let Some(at) = in_parent.next() else { break };
-                    layer = usize::from(at.layer);
-                    (Arc::clone(at), name.clone(), false)
-                }
-                SearchPath::FromRoot(path) => {
-                    if layer >= self.lowers.merged {
-                        break;
-                    }
-                    let path = path.clone();
-                    match self.walk_from_root(layer, &path, &mut search)? {
-                        Walked::Dir(at, stop) => {
-                            (at, path.last().cloned().unwrap_or_default(), stop)
-                        }
-                        Walked::Absent => {
-                            layer += 1;
-                            continue;
-                        }
-                        Walked::Stop => break,
-                    }
-                }
-            };
-            layer += 1;
-            let fd = self.lowers.dir_fd(&self.fds, &at)?;
-            match self.single(fd.as_fd(), &name, &at.aufs, at.xattr_whiteouts)? {
+        while let Some(step) = descent.next(self)? {
+            let at = &step.at;
+            let mut stop = step.last_here;
+            let fd = self.lowers.dir_fd(&self.fds, at)?;
+            match self.single(fd.as_fd(), &step.name, &at.aufs, at.xattr_whiteouts)? {
                 Single::Whiteout => break,
                 Single::Absent => {}
                 Single::Object(st) if is_dir(&st) => {
-                    stop |= self.add_lower_dir(&fd, &at, &name, st, &mut search, &mut lowers)?;
+                    stop = self.add_lower_dir(&fd, &step, st, &mut descent, &mut lowers)?;
                 }
                 // Hidden by the directories above it.
                 Single::Object(_) if in_dirs || !lowers.is_empty() => break,
-                Single::Object(st) => return self.found_lower_file(fd, &at, &name, st).map(Some),
+                Single::Object(st) => {
+                    return self.found_lower_file(fd, &step, st, descent).map(Some);
+                }
             }
             if stop {
                 break;
             }
         }
-        Ok(found_dir(found_upper, lowers))
+        Ok(self.found_dir(found_upper, lowers))
     }
 
     /// Adds a directory of a lower layer to the stack; `true`: nothing below it counts.
     fn add_lower_dir(
         &self,
         fd: &DirFd<'_>,
-        at: &Arc<LowerDir>,
-        name: &OsStr,
+        step: &Step,
         st: Statx,
-        search: &mut SearchPath,
+        descent: &mut Descent,
         lowers: &mut Vec<(Arc<LowerDir>, Statx)>,
     ) -> Result<bool, Errno> {
-        let fd = fd.as_fd();
+        let (fd, at, name) = (fd.as_fd(), &step.at, &*step.name);
         // In the last layer there is nothing that marks could hide or lead to.
-        let last = usize::from(at.layer) + 1 == self.lowers.merged;
+        let last = descent.is_last(self, at);
         let marks = if last {
             DirMarks::default()
         } else {
             self.dir_marks(fd, name)?
         };
-        let mut stop = marks.opaque;
+        let mut stop = step.last_here || marks.opaque;
         // `.wh.NAME` beside NAME in one layer hides NAME of the layers below only.
         if !stop && !last && self.aufs_probe(fd, name, &at.aufs)? {
             stop = true;
@@ -245,58 +208,24 @@ impl Overlay {
         );
         lowers.push((dir, st));
         if let Some(redirect) = &marks.redirect {
-            *search = search.redirected(redirect);
+            // What it leads to is found also where the way to this one ended at an opaque directory.
+            stop &= marks.opaque || matches!(redirect, Redirect::Relative(_));
+            descent.redirect(redirect);
         }
         Ok(stop)
     }
 
-    /// Walks to the parent of the last component of `path` in one layer. Redirects met on the way
-    /// change `search` for the layers below.
-    fn walk_from_root(
-        &self,
-        layer: usize,
-        path: &[OsString],
-        search: &mut SearchPath,
-    ) -> Result<Walked, Errno> {
-        let mut at = Arc::clone(self.lowers.root(layer));
-        let mut stop = false;
-        for (i, name) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
-            let fd = self.lowers.dir_fd(&self.fds, &at)?;
-            let st = match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
-                Single::Whiteout => return Ok(Walked::Stop),
-                Single::Absent => return Ok(if stop { Walked::Stop } else { Walked::Absent }),
-                Single::Object(st) if !is_dir(&st) => return Ok(Walked::Stop),
-                Single::Object(st) => st,
-            };
-            let marks = self.dir_marks(fd.as_fd(), name)?;
-            stop |= marks.opaque;
-            if let Some(redirect) = &marks.redirect {
-                let mut changed = match redirect {
-                    Redirect::Absolute(p) => p.clone(),
-                    Redirect::Relative(n) => {
-                        let mut p = path[..i].to_vec();
-                        p.push(n.clone());
-                        p
-                    }
-                };
-                changed.extend_from_slice(&path[i + 1..]);
-                *search = SearchPath::FromRoot(changed);
-            }
-            let key = (dev_of(&st), st.stx_ino);
-            at = LowerDir::new(
-                at.layer,
-                key,
-                Some(Arc::clone(&at)),
-                name,
-                marks.xattr_whiteouts,
-            );
-        }
-        // After an opaque directory on the way, layers below can't add to what is found here.
-        Ok(Walked::Dir(at, stop))
+    /// Can upper's part of the directory hold whiteouts in the form of marked files?
+    pub(crate) fn marks_whiteouts(&self, dir: &DirPart) -> bool {
+        let written = self
+            .upper
+            .as_ref()
+            .is_some_and(|u| u.work.whiteout_mark.is_some());
+        dir.xattr_whiteouts || written
     }
 
     /// Looks at one name in one directory of one layer.
-    fn single(
+    pub(crate) fn single(
         &self,
         fd: BorrowedFd<'_>,
         name: &OsStr,
@@ -347,6 +276,8 @@ impl Overlay {
                     Ok(_) | Err(Errno::RANGE) => {}
                     Err(e) => return Err(e),
                 }
+            } else if attr == self.ns.key(OverlayKey::Protattr).to_bytes() {
+                marks.protection = self.stored_protection(fd, name)?;
             } else if attr == b"user.fuseoverlayfs.opaque" {
                 marks.opaque = true;
             } else if attr == self.ns.key(OverlayKey::Redirect).to_bytes() {
@@ -379,96 +310,94 @@ impl Overlay {
         Ok(stat_opt(fd, &path)?.is_some())
     }
 
-    /// An object of upper that is not a directory: where does its inode number come from?
+    /// An object of upper that is not a directory: where does its inode number come from, and its
+    /// data?
     fn found_upper_file(
         &self,
         fd: BorrowedFd<'_>,
         name: &OsStr,
         st: Statx,
-        _dir: &DirPart,
+        descent: Descent,
     ) -> Result<Found, Errno> {
-        self.refuse_metacopy(fd, name, &st)?;
+        let marks = self.file_marks(fd, name)?;
         let mut identity = (dev_of(&st), st.stx_ino);
         let mut index = None;
-        if let Some(origin) = self.origin_of(fd, name)? {
-            if let Some(key) = self.origin_identity(&origin) {
+        if let Some(origin) = &marks.origin {
+            if let Some(key) = self.origin_identity(origin) {
                 identity = key;
             }
             if st.stx_nlink > 1 {
-                index = self.index_entry_of(&origin, st.stx_ino)?;
+                index = self.index_entry_of(origin, st.stx_ino)?;
             }
         }
+        let data = if marks.metacopy && is_file(&st) {
+            Some(self.find_data(descent, &marks, false)?)
+        } else {
+            None
+        };
         Ok(Found {
             stat: st,
             upper_ino: st.stx_ino,
             upper_alias: true,
             identity,
-            what: FoundKind::Other { lower: None, index },
+            protection: marks.protection,
+            what: FoundKind::Other {
+                lower: None,
+                index,
+                redirect: marks.redirect.filter(|_| data.is_some()),
+                data,
+            },
         })
-    }
-
-    /// A file with attributes only, whose data is further below, must not be shown as the zeros
-    /// that it holds. The kernel without `metacopy=on` gives the same error.
-    fn refuse_metacopy(&self, fd: BorrowedFd<'_>, name: &OsStr, st: &Statx) -> Result<(), Errno> {
-        if !is_file(st) || st.stx_size == 0 {
-            return Ok(());
-        }
-        match xattr::has_at(fd, name, self.ns.key(OverlayKey::Metacopy))? {
-            true => Err(Errno::PERM),
-            false => Ok(()),
-        }
-    }
-
-    /// The parsed `overlay.origin` of an upper object.
-    pub(crate) fn origin_of(
-        &self,
-        fd: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<Option<OverlayHandle>, Errno> {
-        let mut buf = [0u8; 160];
-        match xattr::get_at_into(fd, name, self.ns.key(OverlayKey::Origin), &mut buf) {
-            Ok(Some(n)) => Ok(OverlayHandle::parse(&buf[..n]).ok().flatten()),
-            Ok(None) | Err(Errno::RANGE) => Ok(None),
-            Err(e) => Err(e),
-        }
     }
 
     /// A lower object that is not a directory; it may have been copied up under another name.
     fn found_lower_file(
         &self,
         fd: DirFd<'_>,
-        at: &Arc<LowerDir>,
-        name: &OsStr,
+        step: &Step,
         st: Statx,
+        descent: Descent,
     ) -> Result<Found, Errno> {
-        self.refuse_metacopy(fd.as_fd(), name, &st)?;
+        let (at, name) = (&step.at, &*step.name);
         let identity = (dev_of(&st), st.stx_ino);
         let lower = LowerFile {
             dir: Arc::clone(at),
             name: Some(name.into()),
         };
+        let (mut stat, mut upper_ino) = (st, 0);
+        let mut protection = Protection::of_lower(self.lowers.layer(at), &st);
+        // An empty file has no data to be anywhere else.
+        let mut data = None;
+        if is_file(&st) && st.stx_size > 0 {
+            let marks = self.metacopy_marks(fd.as_fd(), name)?;
+            if marks.metacopy {
+                data = Some(self.find_data(descent, &marks, true)?);
+            }
+        }
+        let (mut index, mut redirect) = (None, None);
         if st.stx_nlink > 1
             && let Some((hex, upper)) = self.find_index(fd.as_fd(), name, at)?
         {
-            return Ok(Found {
-                stat: upper,
-                upper_ino: upper.stx_ino,
-                upper_alias: false,
-                identity,
-                what: FoundKind::Other {
-                    lower: Some(lower),
-                    index: Some(hex),
-                },
-            });
+            (stat, upper_ino) = (upper, upper.stx_ino);
+            let marks = self.index_marks(&hex)?;
+            protection = marks.protection;
+            data = marks
+                .metacopy
+                .then(|| data.unwrap_or_else(|| lower.as_data(&st)));
+            redirect = marks.redirect.filter(|_| data.is_some());
+            index = Some(hex);
         }
         Ok(Found {
-            stat: st,
-            upper_ino: 0,
+            stat,
+            upper_ino,
             upper_alias: false,
             identity,
+            protection,
             what: FoundKind::Other {
                 lower: Some(lower),
-                index: None,
+                index,
+                data,
+                redirect,
             },
         })
     }
@@ -476,7 +405,7 @@ impl Overlay {
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
     pub(crate) fn lower_has(&self, parent: &Node, name: &OsStr) -> Result<bool, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        for at in &dir.lowers {
+        for at in dir.lowers().iter() {
             let fd = self.lowers.dir_fd(&self.fds, at)?;
             match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
                 Single::Whiteout => return Ok(false),
@@ -486,39 +415,39 @@ impl Overlay {
         }
         Ok(false)
     }
-}
 
-enum Walked {
-    /// The directory in which the last component is to be looked up; whether the search ends there.
-    Dir(Arc<LowerDir>, bool),
-    /// Not in this layer.
-    Absent,
-    /// Not in this layer, and hidden from the layers below.
-    Stop,
-}
-
-/// The directory made of upper's part and the lowers' parts, if there is any.
-fn found_dir(
-    upper: Option<(Statx, DirMarks)>,
-    lowers: Vec<(Arc<LowerDir>, Statx)>,
-) -> Option<Found> {
-    let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
-    let (stat, upper_ino, marks) = match (upper, &first) {
-        (Some((st, marks)), _) => (st, st.stx_ino, marks),
-        (None, Some((_, st))) => (*st, 0, DirMarks::default()),
-        (None, None) => return None,
-    };
-    Some(Found {
-        stat,
-        upper_ino,
-        upper_alias: upper_ino != 0,
-        identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
-        what: FoundKind::Dir {
-            lowers: lowers.into_iter().map(|(d, _)| d).collect(),
-            redirect: marks.redirect,
-            xattr_whiteouts: marks.xattr_whiteouts,
-        },
-    })
+    /// The directory made of upper's part and the lowers' parts, if there is any.
+    fn found_dir(
+        &self,
+        upper: Option<(Statx, DirMarks)>,
+        lowers: Vec<(Arc<LowerDir>, Statx)>,
+    ) -> Option<Found> {
+        let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
+        let (stat, upper_ino, marks) = match (upper, &first) {
+            (Some((st, marks)), _) => (st, st.stx_ino, marks),
+            (None, Some((_, st))) => (*st, 0, DirMarks::default()),
+            (None, None) => return None,
+        };
+        Some(Found {
+            stat,
+            upper_ino,
+            upper_alias: upper_ino != 0,
+            identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
+            protection: match upper_ino {
+                0 => lowers
+                    .first()
+                    .map_or_else(Protection::default, |(dir, st)| {
+                        Protection::of_lower(self.lowers.layer(dir), st)
+                    }),
+                _ => marks.protection,
+            },
+            what: FoundKind::Dir {
+                lowers: lowers.into_iter().map(|(d, _)| d).collect(),
+                redirect: marks.redirect,
+                xattr_whiteouts: marks.xattr_whiteouts,
+            },
+        })
+    }
 }
 
 /// Used by the mount's own set-up.

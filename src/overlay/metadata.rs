@@ -6,10 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec};
+use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec, without_set_ids};
 use super::copy_up::CopyData;
 use super::file::WriteHow;
 use super::ids::link_target;
+use super::index::UNKNOWN_LINKS;
 use super::node::Node;
 use super::{Overlay, ROOT_ID};
 use crate::sys::fs::{self as sysfs, TimeSpec};
@@ -48,7 +49,7 @@ impl Overlay {
         attr.gid = self.ids.shown_gid(attr.gid);
         if let Some(dir) = &node.dir {
             let place = node.place.read();
-            let parts = dir.lowers.len() + usize::from(place.has_upper());
+            let parts = dir.lowers().len() + usize::from(place.has_upper());
             if place.removed {
                 attr.nlink = 0;
             } else if parts > 1 || self.config.static_nlink {
@@ -58,9 +59,19 @@ impl Overlay {
             }
             return Ok(attr);
         }
+        attr.settled = node.links_settled();
         let place = node.place.read();
+        // Copying it up will change number and links, and the kernel isn't told when it writes.
+        attr.settled &= !node.apart || place.has_upper();
+        if let Some(at) = place.data() {
+            attr.blocks = at.blocks(st);
+        }
         if let Some(hex) = place.index() {
-            attr.nlink = self.indexed_nlink(hex, st)?;
+            attr.nlink = match self.indexed_nlink(hex, st)? {
+                // Those that are known: without the index's own.
+                UNKNOWN_LINKS => attr.nlink.saturating_sub(1).max(1),
+                links => links,
+            };
         } else if place.parked().is_some() {
             attr.nlink = attr.nlink.saturating_sub(1);
         } else if !place.has_upper() && (attr.nlink > 1 || place.removed) {
@@ -99,7 +110,10 @@ impl Overlay {
         unprivileged: Unprivileged<'_>,
     ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
-        if !node.place.read().has_upper() && self.upper.is_some() {
+        // Times: those of cached writes to a file that is append-only.
+        let times_only =
+            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        if times_only && !node.place.read().has_upper() && self.upper.is_some() {
             // The kernel's cache tells of times that it changed on its own, also of the ctime that
             // an unlink or link sets and nobody can: no reason to copy anything.
             let attr = self.attr_of(&node)?;
@@ -107,7 +121,10 @@ impl Overlay {
                 return Ok(attr);
             }
         }
-        let data = set.size.map_or(CopyData::All, CopyData::Prefix);
+        if node.protection().immutable || !times_only {
+            node.check_changeable()?;
+        }
+        let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
         self.ensure_upper(&node, data)?;
         if let Some(size) = set.size {
             if node.kind != Kind::File {
@@ -198,10 +215,7 @@ impl Overlay {
         };
         let st = self.shown_at(dir, name)?;
         let mode = u32::from(st.stx_mode) & 0o7777;
-        let mut kept = mode & !0o4000;
-        if mode & 0o2000 != 0 && (mode & 0o010 != 0 || !in_group(self.ids.shown_gid(st.stx_gid))) {
-            kept &= !0o2000;
-        }
+        let kept = without_set_ids(mode, || in_group(self.ids.shown_gid(st.stx_gid)));
         if kept != mode {
             self.set_owner_and_mode(dir, name, &SetAttr::mode(kept))?;
         }

@@ -6,17 +6,20 @@
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::{Mutex, RwLock};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use super::attr::Kind;
 use super::fds::PinPlace;
+use super::flags::Protection;
 use super::layer::{AufsFlag, LowerDir};
 use crate::format::redirect::Redirect;
 
-/// The node id of the root of the mount. Every other node's id is its `st_ino`.
+/// The node id of the root of the mount. Every other node's id is its `st_ino`, but for single
+/// names of hard links that are broken by copy-up.
 pub const ROOT_ID: u64 = 1;
 
 /// A lower object that is not a directory.
@@ -25,6 +28,20 @@ pub(crate) struct LowerFile {
     pub dir: Arc<LowerDir>,
     /// `None`: under the node's own name.
     pub name: Option<Box<OsStr>>,
+}
+
+/// Where the contents of a file are that has only attributes in its layer (`overlay.metacopy`).
+#[derive(Clone)]
+pub(crate) enum DataAt {
+    /// In a lower.
+    Lower {
+        dir: Arc<LowerDir>,
+        name: Box<OsStr>,
+        /// The space that it takes, in units of 512 bytes.
+        blocks: u64,
+    },
+    /// At this path of one of the data-only lowers, which are asked at the first access.
+    DataOnly(Vec<OsString>),
 }
 
 /// A descriptor that keeps an object reachable which has no name (that we know of) any more.
@@ -46,6 +63,10 @@ pub(crate) struct Extra {
     pub index: Option<Box<str>>,
     /// Keeps an upper object that lost the name it was known by.
     pub pin: Option<Arc<Pin>>,
+    /// Where the contents are of a file with attributes only.
+    pub data: Option<DataAt>,
+    /// The redirect that is stored on such a file in upper.
+    pub redirect: Option<Redirect>,
     /// Name in `work/work` that an unlinked object was moved to when no descriptor was left for it.
     pub parked: Option<Box<str>>,
 }
@@ -114,8 +135,9 @@ impl Remembered {
 
 /// What only directories have.
 pub(crate) struct DirPart {
-    /// Immutable. The directories that are merged beneath upper's, top to bottom.
-    pub lowers: Box<[Arc<LowerDir>]>,
+    /// The directories that are merged beneath upper's, top to bottom. Replaced only with `names`
+    /// locked exclusively: when upper's part becomes opaque, and when the layers are looked at anew.
+    lowers: RwLock<Arc<[Arc<LowerDir>]>>,
     /// Shared by lookups and listings, exclusive for whoever changes a name in the directory.
     pub names: RwLock<()>,
     /// Redirect stored on the upper directory. Protected by `names` of the parent.
@@ -135,7 +157,7 @@ pub(crate) struct DirPart {
 impl DirPart {
     pub(crate) fn new(lowers: Vec<Arc<LowerDir>>, redirect: Option<Redirect>) -> DirPart {
         DirPart {
-            lowers: lowers.into_boxed_slice(),
+            lowers: RwLock::new(lowers.into()),
             names: RwLock::new(()),
             redirect: Mutex::new(redirect),
             generation: AtomicU64::new(0),
@@ -145,14 +167,40 @@ impl DirPart {
             xattr_whiteouts: false,
         }
     }
+
+    /// The directories that are merged beneath upper's, top to bottom.
+    pub(crate) fn lowers(&self) -> Arc<[Arc<LowerDir>]> {
+        Arc::clone(&self.lowers.read())
+    }
+
+    /// From here on these are merged.
+    pub(crate) fn set_lowers(&self, lowers: Vec<Arc<LowerDir>>) {
+        *self.lowers.write() = lowers.into();
+    }
+
+    /// Forgets what was learnt about upper's directory.
+    pub(crate) fn forget_facts(&self) {
+        self.default_acl.forget();
+        self.impure.forget();
+        self.aufs.forget();
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// One object of the merged tree.
 pub struct Node {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
+    /// One name of a lower hard link that copy-up breaks: see [`Overlay::is_apart`](super::Overlay::is_apart).
+    pub(crate) apart: bool,
+    /// Is it immutable or append-only? Bits of [`Protection`].
+    protection: AtomicU8,
+    /// `st_ino`.
+    ino: AtomicU64,
     /// References: the kernel's lookups, and one for each node whose parent this is.
     refs: AtomicU64,
+    /// When its link count was last changed: see [`links_settled`](Self::links_settled).
+    links_changed: AtomicU32,
     /// Held by whoever copies the object up.
     pub(crate) copying: Mutex<()>,
     pub(crate) place: RwLock<Place>,
@@ -164,11 +212,39 @@ impl Node {
         Node {
             id,
             kind,
+            apart: false,
+            protection: AtomicU8::new(0),
+            ino: AtomicU64::new(id),
             refs: AtomicU64::new(0),
+            links_changed: AtomicU32::new(0),
             copying: Mutex::new(()),
             place: RwLock::new(place),
             dir: dir.map(Box::new),
         }
+    }
+
+    /// A node for one name of a hard link, which is an object of its own.
+    pub(crate) fn apart(mut self, ino: u64) -> Node {
+        self.apart = true;
+        self.ino = AtomicU64::new(ino);
+        self
+    }
+
+    pub(crate) fn protection(&self) -> Protection {
+        Protection::from_bits(self.protection.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_protection(&self, protection: Protection) {
+        self.protection.store(protection.bits(), Ordering::Release);
+    }
+
+    pub(crate) fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Acquire)
+    }
+
+    /// The number changes when a copy-up breaks a hard link.
+    pub(crate) fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Release);
     }
 
     /// The id by which the transport names this node.
@@ -180,6 +256,30 @@ impl Node {
     pub fn kind(&self) -> Kind {
         self.kind
     }
+
+    /// Is it a directory?
+    pub fn is_dir(&self) -> bool {
+        self.dir.is_some()
+    }
+
+    /// Notes that its link count is about to change.
+    pub(crate) fn links_change(&self) {
+        self.links_changed.store(seconds_now(), Ordering::Release);
+    }
+
+    /// Is the last change of the link count so long ago that its answer has reached the client?
+    pub(crate) fn links_settled(&self) -> bool {
+        const ANSWERED_AFTER: u32 = 5;
+        let changed = self.links_changed.load(Ordering::Acquire);
+        changed == 0 || seconds_now().saturating_sub(changed) > ANSWERED_AFTER
+    }
+}
+
+/// Seconds since the first call, counted from 1.
+fn seconds_now() -> u32 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed().as_secs();
+    u32::try_from(elapsed).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 /// All live nodes by id.
@@ -208,6 +308,11 @@ impl NodeTable {
 
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// All live nodes, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.iter().map(|n| Arc::clone(&n)).collect()
     }
 
     /// Finds the node `id` if `same` says that it is the object meant, or makes it. Takes one

@@ -1,6 +1,6 @@
 //! Setting a mount up: layers, work directory, what the file systems can do.
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,10 +17,10 @@ use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
 use super::validate::Validated;
 use super::work::Work;
-use super::{Config, Counters, Overlay, Upper};
+use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper, Uuid, Xino};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
-use crate::sys::handle::{fs_uuid, name_to_handle_at};
+use crate::sys::handle::{fs_uuid, name_to_handle_at, open_by_handle_at};
 use crate::sys::xattr::{self, SetFlags};
 
 /// Why a mount could not be set up.
@@ -50,6 +50,17 @@ pub enum OpenError {
         /// The unknown feature.
         feature: String,
     },
+    /// What was asked for needs attributes that only the privileged may write.
+    #[error(
+        "{option} needs permission to write trusted.overlay.* attributes to {path}: in user.* ones, \
+         the kernel's overlayfs would not follow what it writes"
+    )]
+    NeedsTrusted {
+        /// The option.
+        option: &'static str,
+        /// The upper directory.
+        path: PathBuf,
+    },
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
@@ -78,6 +89,14 @@ impl FileSystems {
         let id = self.devs.iter().map(|d| d.1 + 1).max().unwrap_or(1);
         self.devs.push((dev, id));
         self.narrow &= has_narrow_inos(root);
+    }
+}
+
+/// Can objects be named by file handles, and opened by them?
+fn probe_handles(root: BorrowedFd<'_>) -> (bool, bool) {
+    match name_to_handle_at(root, OsStr::new("")) {
+        Ok(Some(handle)) => (true, open_by_handle_at(root, &handle, OFlags::PATH).is_ok()),
+        _ => (false, false),
     }
 }
 
@@ -115,11 +134,16 @@ impl Overlay {
         };
         let ns = choose_namespace(&config, upper.as_ref());
         let upper_xattrs = upper.as_ref().is_some_and(|u| probe_xattrs(u, ns));
+        if let Some(upper) = &upper {
+            need_trusted(&mut config, ns, upper)?;
+        }
         let merged = lowers.len();
-        let lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
+        let mut lowers = open_lowers(lowers, data_lowers, merged, ns, &mut systems)?;
+        settle_identities(&config, &mut lowers, &systems);
         if let Some(upper) = &mut upper {
             config.index &= upper_xattrs;
-            prepare_work(&config, upper)?;
+            config.metacopy &= upper_xattrs;
+            prepare_upper(&config, upper, upper_xattrs.then_some(ns))?;
         }
         let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
         let top = upper.as_ref().map(|u| &u.layer);
@@ -132,12 +156,13 @@ impl Overlay {
         let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
         let root_dirs = root_stack(&lowers, upper.as_ref(), ns)?;
         let root_ino = root_number(&lowers, upper.as_ref(), &root_dirs)?;
-        let inos = InoMap::new(systems.devs, systems.narrow);
+        let inos = InoMap::new(systems.devs, systems.narrow, config.ino32);
         let root = make_root(upper.as_ref(), root_dirs)?;
         let overlay = Overlay {
             ns,
             ids,
             follow_redirects: follows(config.redirect_dir),
+            moves: moves(config.redirect_dir, ns, upper_xattrs),
             upper_xattrs,
             root_ino: inos.map(root_ino.0, root_ino.1),
             inos,
@@ -156,6 +181,39 @@ impl Overlay {
         };
         Ok(Arc::new(overlay))
     }
+}
+
+/// What file systems are taken for.
+fn settle_identities(config: &Config, lowers: &mut LowerLayers, systems: &FileSystems) {
+    if config.uuid == Uuid::Off {
+        let layers = lowers.layers.iter_mut();
+        layers.for_each(|layer| layer.uuid = Default::default());
+    }
+    distrust_handles(&mut lowers.layers);
+    if config.xino == Xino::On && systems.devs.len() > 1 && !systems.narrow {
+        tracing::warn!("xino=on: large inode numbers get others, which last as long as the mount");
+    }
+}
+
+/// Makes upper and work ready for this mount. `marks`: the namespace of overlay's xattrs, where upper takes
+/// them.
+fn prepare_upper(
+    config: &Config,
+    upper: &mut Upper,
+    marks: Option<Namespace>,
+) -> Result<(), OpenError> {
+    if let Some(ns) = marks {
+        let chosen = upper.work.choose_whiteouts(ns.key(OverlayKey::Whiteout));
+        chosen.map_err(io(
+            "make whiteouts in the work directory of",
+            &upper.layer.path,
+        ))?;
+    }
+    prepare_work(config, upper)?;
+    if let (Uuid::On, Some(ns)) = (config.uuid, marks) {
+        give_uuid(upper, ns).map_err(io("identify", &upper.layer.path))?;
+    }
+    Ok(())
 }
 
 /// Opens a layer's root. Lowers are used through a private, read-only clone of their mount where
@@ -196,15 +254,33 @@ fn open_lowers(
         let key = (dev, st.stx_ino);
         roots.push(LowerDir::new(index, key, None, here, xattr_whiteouts));
         let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+        let (has_handles, opens_handles) = probe_handles(root.as_fd());
+        let has_flags = matches!(sysfs::inode_flags(root.as_fd()), Ok(Some(_)));
         systems.add(dev, root.as_fd());
         layers.push(Layer {
             path,
             root,
             dev,
             uuid,
+            has_handles,
+            has_flags,
+            opens_handles,
         });
     }
     Ok(LowerLayers::new(layers, merged, roots))
+}
+
+/// File handles say nothing where several file systems have one uuid, or none: images without one, and
+/// copies of one image. Neither origins nor the index are used there (`ovl_lower_uuid_ok`).
+fn distrust_handles(layers: &mut [Layer]) {
+    let systems: Vec<(u64, [u8; 16])> = layers.iter().map(|l| (l.dev, l.uuid)).collect();
+    for layer in layers {
+        let same = |(dev, uuid): &(u64, [u8; 16])| *uuid == layer.uuid && *dev != layer.dev;
+        if systems.iter().any(same) {
+            tracing::debug!(path = ?layer.path, "another lower's file system has the same uuid");
+            (layer.has_handles, layer.opens_handles) = (false, false);
+        }
+    }
 }
 
 fn open_upper(
@@ -220,6 +296,7 @@ fn open_upper(
     systems.devs.push((dev, 0));
     systems.narrow &= has_narrow_inos(root.as_fd());
     let uuid = fs_uuid(root.as_fd()).ok().flatten().unwrap_or_default();
+    let (has_handles, opens_handles) = probe_handles(root.as_fd());
     let work = Work::open(work).map_err(io("prepare the work directory", &work_path))?;
     Ok(Upper {
         layer: Layer {
@@ -227,6 +304,9 @@ fn open_upper(
             root,
             dev,
             uuid,
+            has_handles,
+            has_flags: true,
+            opens_handles,
         },
         work,
     })
@@ -283,6 +363,40 @@ fn choose_namespace(config: &Config, upper: Option<&Upper>) -> Namespace {
     }
 }
 
+/// Refuses what would be wrong in `user.*` attributes; leaves it out where that is asked for.
+fn need_trusted(config: &mut Config, ns: Namespace, upper: &Upper) -> Result<(), OpenError> {
+    let asked = [
+        ("metacopy=on", config.metacopy),
+        ("redirect_dir=on", config.redirect_dir == RedirectDir::On),
+    ];
+    let Some((option, _)) = asked.iter().find(|(_, on)| *on && ns == Namespace::User) else {
+        return Ok(());
+    };
+    if !config.lenient {
+        return Err(OpenError::NeedsTrusted {
+            option,
+            path: upper.layer.path.clone(),
+        });
+    }
+    tracing::warn!("{option} left out: trusted.overlay.* attributes can't be written here");
+    config.metacopy = false;
+    if config.redirect_dir == RedirectDir::On {
+        config.redirect_dir = RedirectDir::Auto;
+    }
+    Ok(())
+}
+
+/// What a rename does with a directory that has a lower part.
+fn moves(redirect_dir: RedirectDir, ns: Namespace, upper_xattrs: bool) -> Moves {
+    match redirect_dir {
+        RedirectDir::Off | RedirectDir::Follow | RedirectDir::NoFollow => Moves::Refused,
+        RedirectDir::On | RedirectDir::Auto if ns == Namespace::Trusted && upper_xattrs => {
+            Moves::Redirect
+        }
+        RedirectDir::On | RedirectDir::Auto => Moves::Copy,
+    }
+}
+
 /// Can overlay's xattrs be written on upper's file system?
 fn probe_xattrs(upper: &Upper, ns: Namespace) -> bool {
     let temp = upper.work.temp();
@@ -327,6 +441,24 @@ fn prepare_work(config: &Config, upper: &mut Upper) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Gives the overlay an identity of its own, if it has none.
+fn give_uuid(upper: &Upper, ns: Namespace) -> Result<(), Errno> {
+    let (root, here, key) = (
+        upper.layer.root.as_fd(),
+        OsStr::new(""),
+        ns.key(OverlayKey::Uuid),
+    );
+    let mut uuid = [0u8; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+    // Version 4, as the kernel's `uuid_gen`.
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    match xattr::set_at(root, here, key, &uuid, SetFlags::Create) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
 /// The lower directories that the root merges: all of them, up to an opaque one.
 fn root_stack(
     lowers: &LowerLayers,
@@ -368,7 +500,7 @@ fn root_number(
     upper: Option<&Upper>,
     stack: &[Arc<LowerDir>],
 ) -> Result<(u64, u64), OpenError> {
-    if let Some(dir) = stack.first() {
+    if let (None, Some(dir)) = (upper, stack.first()) {
         return Ok((dir.dev, dir.ino));
     }
     let layer = upper.map_or(&lowers.layers[0], |u| &u.layer);

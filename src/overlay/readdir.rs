@@ -231,13 +231,13 @@ impl Overlay {
                 fd: rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?,
                 dev: self.upper()?.layer.dev,
                 aufs: &dir.aufs,
-                xattr_whiteouts: dir.xattr_whiteouts,
+                xattr_whiteouts: self.marks_whiteouts(dir),
                 top: Top::Upper,
             };
             self.add_part(&mut listing, &part)?;
             self.number_upper_entries(node, &mut listing)?;
         }
-        for (i, lower) in dir.lowers.iter().enumerate() {
+        for (i, lower) in dir.lowers().iter().enumerate() {
             let fd = self.lowers.dir_fd(&self.fds, lower)?;
             let part = Part {
                 fd: rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?,
@@ -307,12 +307,19 @@ impl Overlay {
     /// Upper's entries have the numbers of what they were copied from.
     fn number_upper_entries(&self, node: &Arc<Node>, listing: &mut Listing) -> Result<(), Errno> {
         let impure = self.is_impure(node)?;
-        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         for entry in listing.entries.values_mut().filter(|e| !e.hidden) {
-            if (impure || (entry.kind == Kind::Dir && merges))
-                && let Some(found) = self.resolve_unhinted(node, &entry.name)?
-            {
-                entry.ino = self.inos.map(found.identity.0, found.identity.1);
+            let numbered = impure || (entry.kind == Kind::Dir && merges);
+            if !numbered {
+                continue;
+            }
+            match self.resolve_unhinted(node, &entry.name) {
+                Ok(Some(found)) => {
+                    entry.ino = self.inos.map(found.identity.0, found.identity.1);
+                }
+                // What can't be used because of its marks is listed all the same, as in the kernel.
+                Ok(None) | Err(Errno::PERM | Errno::IO) => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())
@@ -337,10 +344,23 @@ impl Overlay {
         }
     }
 
+    /// Does a directory, whose names are locked, show nothing that is only in a lower?
+    pub(crate) fn has_upper_entries_only(&self, node: &Arc<Node>) -> Result<bool, Errno> {
+        let listing = self.build_listing(node)?;
+        let entries = listing.entries.iter().filter(|(_, e)| !e.hidden);
+        for (_, entry) in entries {
+            // A name of a hard link in the index need not be in upper itself.
+            if entry.top != Top::Upper {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Does a directory, whose names are locked, show nothing?
     pub(crate) fn is_empty_locked(&self, node: &Arc<Node>) -> Result<bool, Errno> {
         let dir = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        if !dir.lowers.is_empty() {
+        if !dir.lowers().is_empty() {
             if let Some(listing) = self.listings.peek(node.id) {
                 return Ok(listing.lock().is_empty());
             }
@@ -356,7 +376,7 @@ impl Overlay {
                 if e.name == "." || e.name == ".." || self.is_reserved_name(e.name) {
                     return ControlFlow::Continue(());
                 }
-                match self.shown_kind(fd.as_fd(), &e, dir.xattr_whiteouts) {
+                match self.shown_kind(fd.as_fd(), &e, self.marks_whiteouts(dir)) {
                     Ok(None) => return ControlFlow::Continue(()),
                     Ok(Some(_)) => empty = false,
                     Err(e) => error = Some(e),

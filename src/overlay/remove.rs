@@ -1,19 +1,22 @@
 //! Removing names: unlink, rmdir, and the whiteouts that hide what the lowers have.
 
 use parking_lot::RwLockWriteGuard;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, is_dir, is_file};
+use super::attr::{Kind, is_dir, is_file, is_whiteout};
 use super::copy_up::CopyData;
+use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{Node, Pin, Place};
 use super::{Overlay, Upper};
+use crate::format::keys::OverlayKey;
 use crate::format::whiteout::whiteout_name;
+use crate::sys::xattr::{self, SetFlags};
 
 /// The name locks of several directories.
 pub(crate) type NamesLocked<'a> = SmallVec<[RwLockWriteGuard<'a, ()>; 3]>;
@@ -39,6 +42,7 @@ impl Overlay {
         let upper = self.upper()?;
         let parent = self.node(parent)?;
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
+        parent.check_changeable()?;
         if !parent.place.read().has_upper() {
             // Something must be there before the directory is copied up for it.
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
@@ -53,6 +57,9 @@ impl Overlay {
             let found = self.resolve(&parent, name)?.ok_or(Errno::NOENT)?;
             if is_dir(&found.stat) {
                 return Err(Errno::ISDIR);
+            }
+            if found.protection.any() {
+                return Err(Errno::PERM);
             }
             self.unlink_found(upper, &parent, name, &found)?
         };
@@ -80,14 +87,15 @@ impl Overlay {
             self.resolve(parent, name)?
         };
         let Some(found) = found else { return Ok(()) };
-        let cheap = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let small = !is_file(&found.stat) || found.stat.stx_size <= CHEAP;
+        let cheap = small || self.config.metacopy;
         if found.upper_ino != 0 || found.stat.stx_nlink < 2 || is_dir(&found.stat) || !cheap {
             return Ok(());
         }
         let Some((node, _)) = self.lookup(parent.id, name)? else {
             return Ok(());
         };
-        let copied = self.ensure_upper(&node, CopyData::All);
+        let copied = self.ensure_upper(&node, CopyData::Nothing);
         self.release(&node, 1);
         copied
     }
@@ -105,6 +113,7 @@ impl Overlay {
         let live = self.find_live(parent, name, found);
         let mut old = None;
         if let Some(node) = &live {
+            node.links_change();
             let mut place = node.place.write();
             let shown = self.before_unlink(&place, found)?;
             let primary = is_at(&place, parent, name);
@@ -119,7 +128,7 @@ impl Overlay {
             if primary {
                 let left = match shown {
                     Some(n) => n.saturating_sub(1),
-                    None => self.names_left(node.id, found),
+                    None => self.names_left(node, found),
                 };
                 place.removed = left == 0;
                 place.upper_alias = false;
@@ -189,7 +198,7 @@ impl Overlay {
                 .entry(self.inos.map(dev, ino))
                 .or_insert(0) += 1;
         }
-        let (Some(hex), Some(shown)) = (index, shown) else {
+        let (Some(hex), Some(shown)) = (index, shown.filter(|n| *n != UNKNOWN_LINKS)) else {
             return Ok(());
         };
         if shown <= 1 {
@@ -208,9 +217,14 @@ impl Overlay {
     }
 
     /// Number of names that an object outside of the index still has.
-    pub(crate) fn names_left(&self, id: u64, found: &Found) -> u32 {
+    pub(crate) fn names_left(&self, node: &Node, found: &Found) -> u32 {
+        if node.apart && found.upper_ino == 0 {
+            return 0;
+        }
         let gone = if found.upper_ino == 0 {
-            self.unlinked_lowers.get(&id).map_or(1, |n| (*n).max(1))
+            self.unlinked_lowers
+                .get(&node.id)
+                .map_or(1, |n| (*n).max(1))
         } else {
             1
         };
@@ -276,14 +290,41 @@ impl Overlay {
         if !self.lower_has(parent, name)? {
             return rustix::fs::unlinkat(dir, name, AtFlags::empty());
         }
-        if !upper.work.device_whiteouts {
+        if !upper.work.whiteouts_in_place {
             self.put_whiteout(upper, dir, name)?;
             return rustix::fs::unlinkat(dir, name, AtFlags::empty());
         }
+        self.mark_whiteouts(upper, dir)?;
         let whiteout = upper.work.make_whiteout()?;
         rustix::fs::renameat(upper.work.dir.as_fd(), &whiteout.name, dir, name)?;
         whiteout.published();
         Ok(())
+    }
+
+    /// Says of a directory of upper that it may hold whiteouts in the form of marked files.
+    pub(crate) fn mark_whiteouts(&self, upper: &Upper, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        if upper.work.whiteout_mark.is_none() {
+            return Ok(());
+        }
+        let (here, key) = (OsStr::new(""), self.ns.key(OverlayKey::Opaque));
+        match xattr::set_at(dir, here, key, b"x", SetFlags::Create) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Is an object of upper a whiteout?
+    pub(crate) fn is_upper_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        st: &Statx,
+    ) -> Result<bool, Errno> {
+        let mark = self.upper.as_ref().and_then(|u| u.work.whiteout_mark);
+        match mark {
+            Some(mark) if is_file(st) && st.stx_size == 0 => xattr::has_at(dir, name, mark),
+            _ => Ok(is_whiteout(st)),
+        }
     }
 
     /// Makes a whiteout where upper has nothing.
@@ -293,7 +334,8 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &OsStr,
     ) -> Result<(), Errno> {
-        if upper.work.device_whiteouts {
+        if upper.work.whiteouts_in_place {
+            self.mark_whiteouts(upper, dir)?;
             return upper.work.link_whiteout(dir, name);
         }
         use std::os::unix::ffi::OsStrExt;
@@ -332,6 +374,8 @@ impl Overlay {
         if child.kind != Kind::Dir {
             return Err(Errno::NOTDIR);
         }
+        parent.check_changeable()?;
+        child.check_changeable()?;
         self.ensure_upper(parent, CopyData::All)?;
         let _locked = lock_names(&[parent, child]);
         let found = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
@@ -394,7 +438,8 @@ impl Overlay {
             let temp = upper.work.temp();
             return rustix::fs::renameat(dir, name, work, &temp.name);
         }
-        if upper.work.device_whiteouts {
+        if upper.work.whiteouts_in_place {
+            self.mark_whiteouts(upper, dir)?;
             let whiteout = upper.work.make_whiteout()?;
             let flags = RenameFlags::EXCHANGE;
             match rustix::fs::renameat_with(work, &whiteout.name, dir, name, flags) {

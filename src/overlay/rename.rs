@@ -5,24 +5,24 @@
 //! call that moves it, so that no crash leaves half a rename.
 
 mod plan;
+mod redirect;
 
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags, Statx};
 use rustix::io::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::attr::{dev_of, is_dir, is_whiteout, stat_at, stat_opt};
+use super::attr::{dev_of, is_dir, stat_at, stat_opt};
 use super::copy_up::{CopyData, set_times};
+use super::create::remove_mark;
+use super::index::UNKNOWN_LINKS;
 use super::lookup::Found;
 use super::node::{Node, Place};
 use super::remove::{is_at, lock_names, loses_its_way};
-use super::{Overlay, ROOT_ID, RedirectDir, Upper};
+use super::{Moves, Overlay, Upper};
 use crate::format::keys::OverlayKey;
-use crate::format::redirect::{MAX_ABSOLUTE, Redirect};
-use crate::format::whiteout::whiteout_name;
-use crate::sys::xattr::{self, SetFlags};
+use crate::sys::xattr;
 use plan::{Mark, Plan, Side, Slot, Step, plan_rename};
 
 /// What to do with an existing target.
@@ -93,16 +93,17 @@ impl Overlay {
         target: Option<&Arc<Node>>,
         mode: RenameMode,
     ) -> Result<Vec<Arc<Node>>, Errno> {
-        self.check_rename(source, target, new_parent, mode)?;
+        self.check_rename(source, target, [parent, new_parent], mode)?;
         if target.is_some_and(|t| t.id == source.id) {
             return Ok(Vec::new()); // two names of one object: nothing happens
         }
-        for node in [parent, new_parent, source] {
-            self.ensure_upper(node, CopyData::All)?;
+        for dir in [parent, new_parent] {
+            self.ensure_upper(dir, CopyData::All)?;
         }
+        self.prepare_move(source)?;
         if let Some(target) = target {
             match mode {
-                RenameMode::Exchange => self.ensure_upper(target, CopyData::All)?,
+                RenameMode::Exchange => self.prepare_move(target)?,
                 _ => self.index_before_removal(new_parent, new_name)?,
             }
         }
@@ -126,7 +127,7 @@ impl Overlay {
         &self,
         source: &Arc<Node>,
         target: Option<&Arc<Node>>,
-        new_parent: &Arc<Node>,
+        [parent, new_parent]: [&Arc<Node>; 2],
         mode: RenameMode,
     ) -> Result<(), Errno> {
         match (mode, target) {
@@ -139,6 +140,15 @@ impl Overlay {
             },
             _ => {}
         }
+        source.check_changeable()?;
+        parent.check_changeable()?;
+        match target {
+            Some(target) => {
+                target.check_changeable()?;
+                new_parent.check_changeable()?;
+            }
+            None => new_parent.check_adding()?,
+        }
         let mut at = Some(Arc::clone(new_parent));
         while let Some(dir) = at {
             if dir.id == source.id {
@@ -146,23 +156,35 @@ impl Overlay {
             }
             at = dir.place.read().parent.clone();
         }
-        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Arc<Node>| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let exchanged = target.filter(|_| mode == RenameMode::Exchange);
         let moved_dir = merges(source) || exchanged.is_some_and(merges);
-        if moved_dir && (self.config.redirect_dir != RedirectDir::On || !self.upper_xattrs) {
+        if moved_dir && self.moves == Moves::Refused {
             return Err(Errno::XDEV);
         }
         Ok(())
+    }
+
+    /// Brings to upper what is about to move.
+    fn prepare_move(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        self.ensure_upper(node, CopyData::Nothing)?;
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
+        if merges && self.moves == Moves::Copy {
+            self.ensure_opaque_tree(node)?;
+        }
+        self.ensure_redirectable(node)
     }
 
     /// Resolves one end with everything locked.
     fn look_again<'a>(&self, parent: &'a Arc<Node>, name: &'a OsStr) -> Result<End<'a>, Errno> {
         let found = self.resolve(parent, name)?;
         let node = found.as_ref().and_then(|f| self.find_live(parent, name, f));
-        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        let merges = |n: &Node| n.dir.as_ref().is_some_and(|d| !d.lowers().is_empty());
         let side = Side {
             is_dir: found.as_ref().is_some_and(|f| is_dir(&f.stat)),
-            merges: node.as_ref().is_some_and(|n| merges(n)),
+            merges: node
+                .as_ref()
+                .is_some_and(|n| merges(n) || n.place.read().data().is_some()),
             covers: merges(parent) && self.lower_has(parent, name)?,
             parent_merges: merges(parent),
         };
@@ -198,7 +220,7 @@ impl Overlay {
         }
         let slot = match stat_opt(to_fd, to.name)? {
             None => Slot::Nothing,
-            Some(st) if is_whiteout(&st) => Slot::Whiteout,
+            Some(st) if self.is_upper_whiteout(to_fd, to.name, &st)? => Slot::Whiteout,
             Some(st) if is_dir(&st) => Slot::Dir,
             Some(_) => Slot::File,
         };
@@ -230,7 +252,7 @@ impl Overlay {
 
     /// Gives a name of a hard link that was copied up under another of its names a place in upper
     /// (`ovl_link_up`), so that it can be moved.
-    fn ensure_alias(
+    pub(crate) fn ensure_alias(
         &self,
         node: &Node,
         dir: BorrowedFd<'_>,
@@ -249,6 +271,9 @@ impl Overlay {
         let shown = self.indexed_nlink(&index, &found.stat)?;
         let work_index = self.upper()?.work.index.as_ref().ok_or(Errno::IO)?;
         rustix::fs::linkat(work_index, &*index, dir, name, AtFlags::empty())?;
+        if shown == UNKNOWN_LINKS {
+            return Ok(());
+        }
         // After the link: a crash in between counts a name too many, which loses nothing.
         self.store_nlink(
             &index,
@@ -288,6 +313,7 @@ impl Overlay {
         if let (Some((v, found)), Some(place)) = (&victim, &mut victim_place)
             && v.dir.is_none()
         {
+            v.links_change();
             shown = self.before_replaced(upper, to, to_fd, found, place)?;
         }
         self.step_on_disk(
@@ -389,6 +415,7 @@ impl Overlay {
                 // For the client it is a plain rename, which changes nothing in what is moved; XFS
                 // gives directories that are exchanged a new time.
                 let before = stat_at(from, name)?;
+                self.mark_whiteouts(upper, from)?;
                 rename(RenameFlags::EXCHANGE)?;
                 set_times(to, new_name, &before)?;
                 if step == Step::ExchangeAndDropWhiteout {
@@ -396,20 +423,14 @@ impl Overlay {
                 }
             }
         }
-        if !upper.work.device_whiteouts && slot == Slot::Nothing {
+        if !upper.work.whiteouts_in_place && slot == Slot::Nothing {
             // A `.wh.` mark for the new name hides nothing any more.
-            if let Some(mark) = whiteout_name(new_name) {
-                let mark = OsStr::from_bytes(&mark);
-                match rustix::fs::unlinkat(to, mark, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(e) => return Err(e),
-                }
-            }
+            remove_mark(to, new_name)?;
         }
         Ok(())
     }
 
-    /// Redirect or opaque mark on a directory that is about to move.
+    /// Redirect or opaque mark on what is about to move.
     fn mark_moved(
         &self,
         mark: Mark,
@@ -421,60 +442,8 @@ impl Overlay {
         match mark {
             Mark::None => Ok(()),
             Mark::Opaque => self.make_opaque(dir, name),
-            Mark::Redirect => self.set_redirect(node, dir, name, same_dir),
+            Mark::Redirect => self.set_redirect(node, same_dir),
         }
-    }
-
-    /// Says on upper's directory where its lower part is (`ovl_set_redirect`).
-    fn set_redirect(
-        &self,
-        node: &Arc<Node>,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-        same_dir: bool,
-    ) -> Result<(), Errno> {
-        let part = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        let mut known = part.redirect.lock();
-        match &*known {
-            Some(Redirect::Absolute(_)) => return Ok(()),
-            Some(Redirect::Relative(_)) if same_dir => return Ok(()),
-            _ => {}
-        }
-        let redirect = if same_dir {
-            Redirect::Relative(node.place.read().name.to_os_string())
-        } else {
-            Redirect::Absolute(self.lower_path(node, known.as_ref())?)
-        };
-        let value = redirect.encode();
-        if matches!(redirect, Redirect::Absolute(_)) && value.len() > MAX_ABSOLUTE {
-            return Err(Errno::XDEV); // as the kernel: mv(1) then copies
-        }
-        let key = self.ns.key(OverlayKey::Redirect);
-        xattr::set_at(dir, name, key, &value, SetFlags::Any)?;
-        *known = Some(redirect);
-        Ok(())
-    }
-
-    /// The path of a directory in the merged view of the lowers alone.
-    fn lower_path(&self, node: &Arc<Node>, own: Option<&Redirect>) -> Result<Vec<OsString>, Errno> {
-        let mut names: Vec<OsString> = Vec::new();
-        let mut at = Arc::clone(node);
-        let mut redirect = own.cloned();
-        while at.id != ROOT_ID {
-            match redirect {
-                Some(Redirect::Absolute(path)) => {
-                    names.extend(path.into_iter().rev());
-                    break;
-                }
-                Some(Redirect::Relative(name)) => names.push(name),
-                None => names.push(at.place.read().name.to_os_string()),
-            }
-            let parent = at.place.read().parent.clone().ok_or(Errno::STALE)?;
-            at = parent;
-            redirect = at.dir.as_deref().and_then(|d| d.redirect.lock().clone());
-        }
-        names.reverse();
-        Ok(names)
     }
 
     /// A directory that gets an entry with an origin is impure.
@@ -485,11 +454,19 @@ impl Overlay {
         found: Option<&Found>,
     ) -> Result<(), Errno> {
         let Some(found) = found else { return Ok(()) };
-        let own = self.inos.map(dev_of(&found.stat), found.stat.stx_ino);
-        if node.dir.is_some() || own != node.id {
+        if node.dir.is_some() || self.has_origin(node, &found.stat)? {
             self.mark_impure(new_parent)?;
         }
         Ok(())
+    }
+
+    /// Does an object of upper say what it was copied from, though perhaps nobody here understands it?
+    pub(crate) fn has_origin(&self, node: &Node, st: &Statx) -> Result<bool, Errno> {
+        if self.inos.map(dev_of(st), st.stx_ino) != node.id {
+            return Ok(true); // its number comes from there
+        }
+        let key = self.ns.key(OverlayKey::Origin);
+        self.with_object(node, |dir, name| xattr::has_at(dir, name, key))
     }
 
     /// A directory in upper that shows as empty but holds whiteouts makes place for a really
@@ -507,7 +484,9 @@ impl Overlay {
         let temp = upper.work.temp();
         let work = upper.work.dir.as_fd();
         rustix::fs::mkdirat(work, &temp.name, rustix::fs::Mode::RWXU)?;
-        self.copy_metadata(fd.as_fd(), OsStr::new(""), work, &temp.name)?;
+        let here = OsStr::new("");
+        let shown = self.shown_at(fd.as_fd(), here)?;
+        self.copy_metadata((fd.as_fd(), here), &shown, (work, &temp.name))?;
         self.make_opaque(work, &temp.name)?;
         set_times(work, &temp.name, &before)?;
         // `temp` is the old one after this, and goes with what is in it.
@@ -550,7 +529,7 @@ impl Overlay {
         }
         let left = match shown {
             Some(n) => n.saturating_sub(1),
-            None => self.names_left(victim.id, found),
+            None => self.names_left(victim, found),
         };
         place.removed = left == 0;
         place.upper_alias = false;

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +11,7 @@ use super::attr::{is_dir, stat_opt};
 use super::layer::DIR_READ;
 use crate::sys::dir::DirReader;
 use crate::sys::fs as sysfs;
+use crate::sys::xattr::{self, SetFlags};
 
 /// `work/work` and what the file system can do.
 pub(crate) struct Work {
@@ -20,12 +21,16 @@ pub(crate) struct Work {
     pub dir: OwnedFd,
     /// `work/index`, where hard links of lower files are kept together.
     pub index: Option<OwnedFd>,
+    /// Owner and group of what is made in `work/work`, with the mode that is asked for. `None`: with another.
+    pub fresh_owner: Option<(u32, u32)>,
     /// Does the file system have `O_TMPFILE`?
     pub tmpfile: bool,
     /// Does it have `RENAME_WHITEOUT`?
     pub rename_whiteout: bool,
     /// Can whiteouts be character devices? Otherwise they are `.wh.` files.
-    pub device_whiteouts: bool,
+    pub whiteouts_in_place: bool,
+    /// The attribute that makes an empty file a whiteout, where there can be no others.
+    pub whiteout_mark: Option<&'static CStr>,
     counter: AtomicU64,
     /// The whiteout that all others are hard links of, as the kernel does since 5.8.
     shared_whiteout: Mutex<Option<OsString>>,
@@ -71,14 +76,36 @@ impl Work {
             index: None,
             tmpfile: false,
             rename_whiteout: false,
-            device_whiteouts: false,
+            whiteouts_in_place: false,
+            whiteout_mark: None,
+            fresh_owner: None,
             counter: AtomicU64::new(0),
             shared_whiteout: Mutex::new(None),
         };
+        // What is made in it must not inherit anything.
+        match xattr::remove_at(
+            work.dir.as_fd(),
+            OsStr::new(""),
+            c"system.posix_acl_default",
+        ) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+        work.fresh_owner = work.probe_owner()?;
         work.tmpfile = work.probe_tmpfile()?;
-        work.device_whiteouts = work.probe_whiteout()?;
-        work.rename_whiteout = work.device_whiteouts && work.probe_rename_whiteout()?;
+        work.whiteouts_in_place = work.probe_whiteout()?;
+        work.rename_whiteout = work.whiteouts_in_place && work.probe_rename_whiteout()?;
         Ok(work)
+    }
+
+    fn probe_owner(&self) -> Result<Option<(u32, u32)>, Errno> {
+        let temp = self.temp();
+        let dir = self.dir.as_fd();
+        rustix::fs::mkdirat(dir, &temp.name, Mode::RWXU | Mode::RWXG | Mode::RWXO)?;
+        let st = super::attr::stat_at(dir, &temp.name)?;
+        // Under a umask what is made needs more than an owner: then nothing is taken for granted.
+        let whole = st.stx_mode & 0o777 == 0o777;
+        Ok(whole.then_some((st.stx_uid, st.stx_gid)))
     }
 
     fn probe_tmpfile(&self) -> Result<bool, Errno> {
@@ -150,6 +177,14 @@ impl Work {
                 other => return other,
             }
         }
+        if let Some(mark) = self.whiteout_mark {
+            // It gets its name complete.
+            let fresh = self.new_marked_whiteout(mark)?;
+            rustix::fs::linkat(self.dir.as_fd(), &fresh.name, dir, name, AtFlags::empty())?;
+            *shared = Some(fresh.name.clone());
+            fresh.published();
+            return Ok(());
+        }
         mknod_whiteout(dir, name)?;
         let fresh = self.temp();
         match rustix::fs::linkat(dir, name, self.dir.as_fd(), &fresh.name, AtFlags::empty()) {
@@ -162,6 +197,32 @@ impl Work {
             }
             Err(e) => tracing::debug!("whiteouts can't be shared: {e}"),
         }
+        Ok(())
+    }
+
+    fn new_marked_whiteout(&self, mark: &CStr) -> Result<Temp<'_>, Errno> {
+        let temp = self.temp();
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.dir, &temp.name, flags, Mode::RUSR | Mode::WUSR)?;
+        xattr::set_at(fd.as_fd(), OsStr::new(""), mark, b"", SetFlags::Any)?;
+        Ok(temp)
+    }
+
+    /// Falls back to whiteouts that are empty files with the attribute `mark`, if devices and `.wh.`
+    /// names are refused: as on another overlay, which keeps both to itself.
+    pub(crate) fn choose_whiteouts(&mut self, mark: &'static CStr) -> Result<(), Errno> {
+        if self.whiteouts_in_place {
+            return Ok(());
+        }
+        let (dir, probe) = (self.dir.as_fd(), c".wh.probe");
+        match rustix::fs::mknodat(dir, probe, FileType::RegularFile, Mode::empty(), 0) {
+            Ok(()) => return rustix::fs::unlinkat(dir, probe, AtFlags::empty()),
+            Err(Errno::INVAL | Errno::PERM | Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+        self.whiteout_mark = Some(mark);
+        self.whiteouts_in_place = true;
+        drop(self.make_whiteout()?);
         Ok(())
     }
 

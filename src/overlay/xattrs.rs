@@ -12,6 +12,8 @@ use super::copy_up::CopyData;
 use super::node::Node;
 use crate::sys::xattr::{self, SetFlags};
 
+/// What the names of POSIX ACLs begin with.
+const ACLS: &[u8] = b"system.posix_acl_";
 /// fuse-overlayfs's own marks; not a client's business either.
 const FOREIGN_MARKS: &[u8] = b"user.fuseoverlayfs.";
 
@@ -43,7 +45,13 @@ impl Overlay {
         let Some(key) = self.stored_name(name)? else {
             return Err(Errno::NODATA);
         };
-        let value = self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
+        let value = self.with_object(&node, |dir, name| {
+            match xattr::get_or_errno(dir, name, &key) {
+                // A lower without ACLs: the kernel's check of permissions would fail with this error.
+                Err(Errno::OPNOTSUPP) if key.as_bytes().starts_with(ACLS) => Err(Errno::NODATA),
+                other => other,
+            }
+        })?;
         self.ids.shown_value(name, value)
     }
 
@@ -87,7 +95,8 @@ impl Overlay {
         let key = self.stored_name(name)?.ok_or(Errno::PERM)?;
         let mapped = self.ids.stored_value(name, value)?;
         let value = mapped.as_deref().unwrap_or(value);
-        self.ensure_upper(&node, CopyData::All)?;
+        node.check_changeable()?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| {
             xattr::set_at(dir, name, &key, value, flags)
         })?;
@@ -102,11 +111,12 @@ impl Overlay {
     pub fn removexattr(&self, id: u64, name: &OsStr) -> Result<(), Errno> {
         let node = self.node(id)?;
         let key = self.stored_name(name)?.ok_or(Errno::NODATA)?;
+        node.check_changeable()?;
         if !node.place.read().has_upper() {
             self.upper()?;
             self.with_object(&node, |dir, name| xattr::get_or_errno(dir, name, &key))?;
         }
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| xattr::remove_at(dir, name, &key))?;
         self.xattr_changed(&node, name);
         Ok(())
@@ -127,7 +137,7 @@ impl Overlay {
     /// What upper's file system returns.
     pub fn drop_setgid(&self, id: u64) -> Result<(), Errno> {
         let node = self.node(id)?;
-        self.ensure_upper(&node, CopyData::All)?;
+        self.ensure_upper(&node, CopyData::Nothing)?;
         self.with_object(&node, |dir, name| {
             let mode = u32::from(self.shown_at(dir, name)?.stx_mode);
             if mode & 0o2000 == 0 {

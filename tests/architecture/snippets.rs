@@ -55,14 +55,29 @@ fn a_module_without_a_place_is_found() {
 }
 
 #[test]
-fn fuser_outside_the_adapter_is_found() {
-    let text = "// fuser in a comment\nuse fuser::FileAttr;\nlet s = \"fuser\"; let fusers = 1;\n";
+fn the_protocol_outside_the_adapter_is_found() {
+    let text = "// wire::Op in a comment\nuse crate::fuse::wire;\nlet s = \"fuser\"; let fusers = 1;\nuse fuser::Op;\n";
     assert_eq!(
-        lines(fuser_stays_in_the_adapter, "src/overlay/mod.rs", text),
-        [2]
+        lines(
+            the_protocol_stays_in_the_adapter,
+            "src/overlay/mod.rs",
+            text
+        ),
+        [2, 4]
     );
     assert_eq!(
-        lines(fuser_stays_in_the_adapter, "src/fuse/reply.rs", text),
+        lines(the_protocol_stays_in_the_adapter, "src/fuse/reply.rs", text),
+        [0; 0]
+    );
+}
+
+#[test]
+fn a_protocol_that_does_something_is_found() {
+    let text =
+        "use std::ffi::OsStr;\nuse rustix::io::Errno;\n#[cfg(test)]\nmod t { use std::fs; }\n";
+    assert_eq!(lines(the_protocol_is_pure, "src/fuse/wire/a.rs", text), [2]);
+    assert_eq!(
+        lines(the_protocol_is_pure, "src/fuse/channel.rs", text),
         [0; 0]
     );
 }

@@ -316,8 +316,8 @@ fn options_that_are_unknown_wrong_or_in_conflict() {
         ),
         ("nfs_export=on,metacopy=on", &["conflicting options"]),
         (
-            "metacopy=on",
-            &["'metacopy=on' is not implemented", "data is copied up"],
+            "userxattr,redirect_dir=off",
+            &["conflicting options 'userxattr' and 'redirect_dir=off'"],
         ),
         ("passthrough=on", &["not implemented"]),
         ("lowerdir=lower1", &["--lower and -o lowerdir= both given"]),

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::driver::{MAPS, SLOTS, slot_of};
 use super::model::{Op, Sk};
 use super::outcome::Outcome;
+use super::run::Step;
 use super::tree::{Item, When};
 
 /// Who does not do what a plain directory does.
@@ -132,6 +133,30 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: RESURRECTION,
+        who: Who::Kernel,
+        why: "a lower file that was unlinked while open comes back when it is changed through its fd (copy-up): not compared from there on",
+        applies: |_| false, // counted where the comparison ends
+    },
+    Deviation {
+        name: "large-link-count",
+        who: Who::Rovl,
+        why: "one of several names of a lower file over 1 MiB is removed: nothing is copied, a remount counts it again; never generated",
+        applies: |_| false,
+    },
+    Deviation {
+        name: NO_INDEX_INODES,
+        who: Who::Rovl,
+        why: "without an index copy-up breaks a lower's hard links, so each name is an inode; the kernel shows one number until then",
+        applies: |_| false, // counted where trees are compared
+    },
+    Deviation {
+        name: LATE_COPY_UP,
+        who: Who::Rovl,
+        why: "a file opened for writing is copied up when it is written (design.md §4); the kernel's upper has it before",
+        applies: |_| false, // counted where uppers are compared
+    },
+    Deviation {
         name: "long-redirect",
         who: Who::Both,
         why: "a lower directory whose path is longer than a redirect may be (256 bytes): EXDEV; never generated",
@@ -216,6 +241,7 @@ pub struct History {
     files: [bool; SLOTS],
     maps: [bool; MAPS],
     user: usize,
+    changed_deleted: bool,
 }
 
 impl History {
@@ -240,20 +266,48 @@ impl History {
         found.is_some()
     }
 
+    /// Whether an open file without a name was changed (see [`RESURRECTION`]).
+    pub fn may_resurrect(&self) -> bool {
+        self.changed_deleted
+    }
+
     /// Takes note of an operation and its outcome on the plain copy.
-    pub fn add(&mut self, op: &Op, outcome: &Outcome) {
-        let done = *outcome == Outcome::Done;
+    pub fn add(&mut self, step: &Step) {
+        let (op, done) = (&step.op, step.outcome == Outcome::Done);
+        self.changed_deleted |= step.deleted
+            && matches!(
+                op,
+                Op::Fchmod { .. }
+                    | Op::Fchown { .. }
+                    | Op::Futimens { .. }
+                    | Op::Fsetxattr { .. }
+                    | Op::Ftruncate { .. }
+            );
         match op {
             Op::Open { h, flags, .. } => {
                 self.files[*h] = done && flags.0 & libc::O_ACCMODE == libc::O_RDONLY
             }
             Op::MmapKeep { h, m } => self.maps[*m] = done && self.files[*h],
             Op::As(user) => self.user = *user,
-            Op::Remount => *self = History::default(),
+            Op::Remount => {
+                *self = History {
+                    changed_deleted: self.changed_deleted,
+                    ..History::default()
+                }
+            }
             _ => {}
         }
     }
 }
+
+/// The name under which changes of lower files without a name are counted.
+pub const RESURRECTION: &str = "kernel-resurrection";
+
+/// The name under which link groups without an index are counted.
+pub const NO_INDEX_INODES: &str = "no-index-inodes";
+
+/// The name under which uppers with fewer copies are counted.
+pub const LATE_COPY_UP: &str = "late-copy-up";
 
 /// The name under which times of fifos are counted.
 pub const FIFO_TIMES: &str = "fifo-times";

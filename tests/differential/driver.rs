@@ -262,6 +262,14 @@ impl Driver {
                     *len,
                 ))
             }
+            Op::Fsync { h, data: true } => done(rustix::fs::fdatasync(self.fd(*h)?)),
+            Op::Fsync { h, data: false } => done(rustix::fs::fsync(self.fd(*h)?)),
+            _ => self.attributes_of_slot(op),
+        }
+    }
+
+    fn attributes_of_slot(&mut self, op: &Op) -> Res {
+        match op {
             Op::Fstat(h) => {
                 let mut attr = fstat(self.fd(*h)?, self.t0)?;
                 if self.role == Role::Plain {
@@ -289,8 +297,6 @@ impl Driver {
                 let n = rustix::fs::fgetxattr(self.fd(*h)?, &name[..], &mut value[..])?;
                 Ok(Outcome::Bytes(B(value[..n].to_vec())))
             }
-            Op::Fsync { h, data: true } => done(rustix::fs::fdatasync(self.fd(*h)?)),
-            Op::Fsync { h, data: false } => done(rustix::fs::fsync(self.fd(*h)?)),
             _ => Ok(Outcome::Broken(format!("{op:?} is no operation on a slot"))),
         }
     }
@@ -366,6 +372,22 @@ impl Driver {
                 let target = rustix::fs::readlinkat(CWD, &path[..], Vec::new())?;
                 Ok(Outcome::Bytes(B(target.into_bytes())))
             }
+            Op::Access { path, mode } => done(access(path, *mode)),
+            Op::FsyncDir(path) => {
+                let dir = rustix::fs::openat(
+                    CWD,
+                    &path[..],
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                done(rustix::fs::fsync(dir))
+            }
+            _ => self.attributes_of_path(op),
+        }
+    }
+
+    fn attributes_of_path(&mut self, op: &Op) -> Res {
+        match op {
             Op::Chmod { path, mode: bits } => done(rustix::fs::chmodat(
                 CWD,
                 &path[..],
@@ -405,16 +427,6 @@ impl Driver {
                     attr.id.1 = tree::generation(CWD, path, flags)?;
                 }
                 Ok(Outcome::Stat(Box::new(attr)))
-            }
-            Op::Access { path, mode } => done(access(path, *mode)),
-            Op::FsyncDir(path) => {
-                let dir = rustix::fs::openat(
-                    CWD,
-                    &path[..],
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                done(rustix::fs::fsync(dir))
             }
             _ => xattr_op(op),
         }

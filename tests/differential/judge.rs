@@ -77,25 +77,41 @@ impl Ids {
     }
 }
 
-/// Compares every outcome of the kernel's overlayfs with the plain copy's. True if they diverge
-/// from some operation on, by a named deviation.
-pub fn judge_kernel(plain: &Log, kernel: &[Outcome]) -> Result<bool, Failure> {
+/// Compares every outcome of the kernel's overlayfs with the plain copy's, and its tree at the end.
+/// True if they diverge from some operation on, by a named deviation.
+pub fn judge_kernel(
+    plain: &Log,
+    kernel: &[Outcome],
+    (kernel_tree, plain_tree): (&Tree, &Tree),
+) -> Result<bool, Failure> {
     let mut history = History::default();
+    let excused = |history: &History, failure: Failure| {
+        if history.may_resurrect() {
+            deviations::count(deviations::RESURRECTION);
+            return Ok(true);
+        }
+        Err(failure)
+    };
     for (i, (step, got)) in plain.iter().zip(kernel).enumerate() {
         if history.ends_here(&step.op, &step.outcome) {
             return Ok(true);
         }
-        same_outcome(step, got, &history, true).map_err(|failure| Failure {
-            class: format!("kernel-{}", failure.class),
-            text: format!(
+        if let Err(failure) = same_outcome(step, got, &history, true) {
+            let text = format!(
                 "the kernel deviates, by no name, at operation {i}: {:?}\n{}",
                 step.op, failure.text
-            ),
-            at: Some(i),
-        })?;
-        history.add(&step.op, &step.outcome);
+            );
+            let class = format!("kernel-{}", failure.class);
+            let at = Some(i);
+            return excused(&history, Failure { class, text, at });
+        }
+        history.add(step);
     }
-    Ok(false)
+    let what = "the kernel's tree and the plain copy";
+    match same_trees("kernel", what, kernel_tree, plain_tree, How::Kernel) {
+        Ok(()) => Ok(false),
+        Err(failure) => excused(&history, failure),
+    }
 }
 
 pub fn same_outcome(
@@ -146,6 +162,10 @@ pub enum How {
     Exact,
     /// The first is the kernel's and may deviate by name.
     Kernel,
+    /// The second is, and neither has an index.
+    Parity,
+    /// Uppers as they lie on disk.
+    Upper,
 }
 
 impl How {
@@ -170,7 +190,19 @@ pub fn faultless(class: &str, what: &str, tree: &Tree) -> Result<(), Failure> {
 }
 
 pub fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Result<(), Failure> {
-    let diffs = tree::compare(a, b, how == How::Exact, how == How::Kernel);
+    let excuse: Option<tree::Excuse> = match how {
+        How::Same | How::Exact => None,
+        How::Kernel => Some(deviations::explain_item),
+        How::Parity | How::Upper => Some(|a, b| deviations::explain_item(b, a)),
+    };
+    let mut diffs = tree::compare(a, b, how == How::Exact, excuse);
+    if how == How::Parity {
+        let before = diffs.len();
+        diffs.retain(|diff| !diff.what.starts_with(tree::LINKED));
+        if diffs.len() < before {
+            deviations::count(deviations::NO_INDEX_INODES);
+        }
+    }
     if diffs.is_empty() {
         return Ok(());
     }
@@ -192,7 +224,7 @@ pub fn same_trees(class: &str, what: &str, a: &Tree, b: &Tree, how: How) -> Resu
 
 /// The differences of two states of one layer, times exact, ctime too.
 pub fn raw_differences(a: &Tree, b: &Tree) -> Vec<String> {
-    let mut out: Vec<String> = tree::compare(a, b, true, false)
+    let mut out: Vec<String> = tree::compare(a, b, true, None)
         .iter()
         .map(|diff| format!("  {:?}: {}", diff.path, diff.what))
         .collect();

@@ -79,13 +79,24 @@ fn flags() -> MountFlags {
 
 /// Mounts the kernel's overlayfs.
 pub fn kernel(dirs: &Dirs) -> Made<Mounted> {
+    kernel_with(dirs, KERNEL_OPTIONS)
+}
+
+/// Mounts the kernel's overlayfs with other options.
+pub fn kernel_with(dirs: &Dirs, options: &str) -> Made<Mounted> {
     let mut data = dirs.options();
     data.push(",");
-    data.push(KERNEL_OPTIONS);
+    data.push(options);
     let data =
         std::ffi::CString::new(data.into_encoded_bytes()).map_err(|error| error.to_string())?;
-    rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str())
-        .map_err(|error| format!("kernel overlay mount {data:?}: {error}"))?;
+    // EBUSY: another process's mount namespace still has the mount that was just unmounted.
+    wait_for("kernel overlay mount", || {
+        match rustix::mount::mount("overlay", &dirs.merged, "overlay", flags(), data.as_c_str()) {
+            Ok(()) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(error) => Err(format!("kernel overlay mount {data:?}: {error}")),
+        }
+    })?;
     Ok(Mounted {
         path: dirs.merged.clone(),
         subject: None,
@@ -256,7 +267,8 @@ fn run(command: &mut Command) -> Made<()> {
 }
 
 fn is_mounted(path: &Path) -> Made<bool> {
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let table = fs::read("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let table = String::from_utf8_lossy(&table);
     let path = path.to_string_lossy();
     Ok(table
         .lines()
@@ -297,7 +309,8 @@ fn holders(path: &Path) -> String {
             }
         }
     }
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
     let path = path.to_string_lossy();
     found.extend(
         table
@@ -331,6 +344,9 @@ pub struct Disks {
 impl Disks {
     /// What `wanted` needs of ext4, XFS and tmpfs, below a new directory of `/var/tmp`.
     pub fn new(wanted: &[Disk]) -> Made<Disks> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("this test mounts file systems and changes owners: it needs root".into());
+        }
         let base = tempfile::Builder::new()
             .prefix("rovl-diff.")
             .tempdir_in("/var/tmp")

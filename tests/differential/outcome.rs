@@ -43,7 +43,7 @@ pub struct TreeBox(pub Box<Tree>);
 
 impl PartialEq for TreeBox {
     fn eq(&self, other: &TreeBox) -> bool {
-        tree::compare(&self.0, &other.0, false, false).is_empty()
+        tree::compare(&self.0, &other.0, false, None).is_empty()
     }
 }
 

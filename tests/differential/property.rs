@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::deviations;
+use super::judge::Failure;
 use super::model::{Case, Disk};
 use super::mounts::{Disks, Subject};
+use super::parity;
 use super::random_layers;
 use super::rng::Rng;
 use super::run::{Source, run};
@@ -23,8 +25,27 @@ fn number(name: &str, default: u64) -> u64 {
 /// Mount options of rovl that change how it serves, not what.
 const OPTIONS: [&str; 7] = ["", "", "", "", "", ",writeback=0", ",timeout=0"];
 
-/// One sequence; the text of its failure if it fails.
-fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<String> {
+type Random = fn(&Subject, &Disks, u64, usize) -> Option<(Case, Failure)>;
+
+/// A property: random cases, and the same cases again, smaller.
+struct Property {
+    /// Makes up and runs the case of a seed; the case and its failure if it fails.
+    random: Random,
+    again: fn(&Subject, &Disks, &mut Case) -> Result<(), Failure>,
+}
+
+const AGREES: Property = Property {
+    random: agrees,
+    again: |subject, disks, case| run(subject, disks, case, Source::Fixed),
+};
+
+const PARITY: Property = Property {
+    random: parity::sequence,
+    again: |subject, disks, case| parity::run(subject, disks, case, None),
+};
+
+/// A random case on three trees.
+fn agrees(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<(Case, Failure)> {
     let mut rng = Rng::new(seed);
     let disk = match seed % 10 {
         0 => Disk::Xfs,
@@ -35,18 +56,18 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
     let mut case: Case = random_layers::layers(&mut rng, disk);
     case.options = OPTIONS[(seed / 10 % 7) as usize];
     let before = if rng.chance(40) { 40 } else { 0 };
-    let failure = run(
-        subject,
-        disks,
-        &mut case,
-        Source::Random(&mut rng, before, ops),
-    )
-    .err()?;
+    let source = Source::Random(&mut rng, before, ops);
+    let failure = run(subject, disks, &mut case, source).err()?;
+    Some((case, failure))
+}
+
+/// One sequence; the text of its failure if it fails.
+fn sequence(property: &Property, subject: &Subject, disks: &Disks, seed: u64) -> Option<String> {
+    let ops = number("ROVL_DIFF_OPS", 500) as usize;
+    let (case, failure) = (property.random)(subject, disks, seed, ops)?;
     let known = std::env::var("ROVL_DIFF_IGNORE").unwrap_or_default();
-    if known
-        .split(',')
-        .any(|part| !part.is_empty() && failure.class.contains(part))
-    {
+    let is_known = |part: &str| !part.is_empty() && failure.class.contains(part);
+    if known.split(',').any(is_known) {
         println!("seed {seed} fails as known: {}", failure.class);
         return None;
     }
@@ -54,8 +75,9 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
         "seed {seed} fails ({}), shrinking:\n{}",
         failure.class, failure.text
     );
-    let shrink_time = Duration::from_secs(number("ROVL_DIFF_SHRINK", 90));
-    let mut shrinker = Shrinker::new(subject, disks, case, failure, shrink_time);
+    let time = Duration::from_secs(number("ROVL_DIFF_SHRINK", 90));
+    let again = |case: &mut Case| (property.again)(subject, disks, case);
+    let mut shrinker = Shrinker::new(&again, case, failure, time);
     shrinker.shrink();
     Some(format!(
         "seed {seed} fails: {} (shrunk in {} tries)\n{}\n\ncheck({:?});\n",
@@ -63,57 +85,64 @@ fn sequence(subject: &Subject, disks: &Disks, seed: u64, ops: usize) -> Option<S
     ))
 }
 
-/// All sequences, several at a time. The texts of the failures.
-fn sequences(subject: &Subject, disks: &Disks) -> Vec<String> {
-    let (count, ops) = (
-        number("ROVL_DIFF_SEQUENCES", 200),
-        number("ROVL_DIFF_OPS", 500) as usize,
-    );
-    let (first, limit) = (
-        number("ROVL_DIFF_SEED", 1),
-        number("ROVL_DIFF_KEEP_GOING", 1) as usize,
-    );
-    let (next, failed, failures) = (
-        AtomicU64::new(0),
-        AtomicUsize::new(0),
-        Mutex::new(Vec::new()),
-    );
+/// Sequences, several at a time. The texts of the failures.
+fn sequences(property: &Property, subject: &Subject, disks: &Disks, count: u64) -> Vec<String> {
+    let first = number("ROVL_DIFF_SEED", 1);
+    let limit = number("ROVL_DIFF_KEEP_GOING", 1) as usize;
+    let (next, failed) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let failures = Mutex::new(Vec::new());
+    let worker = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count || failed.load(Ordering::Relaxed) >= limit {
+                return;
+            }
+            if let Some(text) = sequence(property, subject, disks, first + i) {
+                failed.fetch_add(1, Ordering::Relaxed);
+                println!("{text}");
+                failures.lock().unwrap().push(text);
+            }
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..number("ROVL_DIFF_JOBS", 2) {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= count || failed.load(Ordering::Relaxed) >= limit {
-                        return;
-                    }
-                    if let Some(text) = sequence(subject, disks, first + i, ops) {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        println!("{text}");
-                        failures.lock().unwrap().push(text);
-                    }
-                }
-            });
+            scope.spawn(worker);
         }
     });
     failures.into_inner().unwrap()
 }
 
-#[test]
-fn random_operations_agree_with_the_kernel_and_a_plain_directory() {
+/// Runs `count` sequences and fails if one does.
+fn hold(property: &Property, disks: &[Disk], count: u64) {
     let subject = Subject::from_env();
-    let disks = Disks::new(&[Disk::Ext4, Disk::Xfs, Disk::Tmpfs, Disk::Mixed]).unwrap();
+    let disks = Disks::new(disks).unwrap();
     let start = Instant::now();
-    let failures = sequences(&subject, &disks);
+    let failures = sequences(property, &subject, &disks, count);
+    drop(disks);
     println!(
-        "{subject:?}: {:?}; deviations:\n{}",
+        "{subject:?}: {count} sequences in {:?}; deviations:\n{}",
         start.elapsed(),
         deviations::report()
     );
     println!("operations on the plain copy:\n{}", stats::report());
-    drop(disks);
     assert!(
         failures.is_empty(),
         "{} sequences fail; the cases are above",
         failures.len()
+    );
+}
+
+#[test]
+fn random_operations_agree_with_the_kernel_and_a_plain_directory() {
+    let disks = [Disk::Ext4, Disk::Xfs, Disk::Tmpfs, Disk::Mixed];
+    hold(&AGREES, &disks, number("ROVL_DIFF_SEQUENCES", 200));
+}
+
+#[test]
+fn with_the_kernels_defaults_the_upper_is_what_the_kernel_writes() {
+    hold(
+        &PARITY,
+        &[Disk::Ext4, Disk::Tmpfs],
+        number("ROVL_DIFF_SEQUENCES", 200) / 5,
     );
 }

@@ -1,5 +1,7 @@
 //! Random operations.
 
+use std::collections::VecDeque;
+
 use rustix::fs::FileType;
 
 use super::driver::{Driver, MAPS, SLOTS, USERS};
@@ -167,18 +169,22 @@ pub fn run(
         read_only: Vec::new(),
         recent: Vec::new(),
     };
-    let total: u64 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
     let mut done = Vec::with_capacity(count);
+    let mut scene = VecDeque::new();
     while done.len() < count {
         maker.refresh(driver);
-        let mut at = maker.rng.below(total);
-        let make = WEIGHTS.iter().find(|(weight, _)| {
-            let here = at < *weight;
-            at = at.wrapping_sub(*weight);
-            here
-        });
-        let Some((_, make)) = make else { continue };
-        let mut op = make(&mut maker);
+        // A scene goes on, mostly; what comes between may disturb it.
+        let next = match scene.is_empty() || maker.rng.chance(20) {
+            true => None,
+            false => scene.pop_front(),
+        };
+        if scene.is_empty() && maker.rng.chance(2) {
+            scene = maker.scene();
+        }
+        let mut op = match next {
+            Some(op) => op,
+            None => maker.single(),
+        };
         match maker.rng.below(600) {
             0 | 1 => op = Op::Walk,
             2 | 3 if remounts => op = Op::Remount,
@@ -199,6 +205,19 @@ pub fn run(
 }
 
 impl OpMaker<'_> {
+    /// One operation, by [`WEIGHTS`].
+    fn single(&mut self) -> Op {
+        let total: u64 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
+        let mut at = self.rng.below(total);
+        for (weight, make) in WEIGHTS {
+            if at < *weight {
+                return make(self);
+            }
+            at -= weight;
+        }
+        Op::Walk
+    }
+
     fn flags(&mut self) -> i32 {
         let mut flags = *self.rng.pick(&[
             libc::O_RDONLY,

@@ -1,35 +1,37 @@
 //! Cases that the property test found and shrank, each named after what was wrong.
 
 use super::layers::capability;
-use super::model::Disk::{Ext4, Tmpfs};
-use super::model::Fa::{FaPlain, FaPunch, FaZero};
-use super::model::Node::{Chr, Dir, Fifo, File, Link as Name};
+use super::model::Disk::Ext4;
+use super::model::Fa::{FaPlain, FaPunch};
+use super::model::Node::{Dir, File, Link as Name};
 use super::model::Op::*;
-use super::model::Rn::{RnExchange, RnPlain};
 use super::model::Sk::SkHole;
-use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, Tm, b, e};
+use super::model::{Case, Disk, Entry, Ext, L, M, O, Op, T, b, e};
 use super::mounts::{Disks, Subject};
 use super::run::{Source, run};
 
-const ROOT: u32 = 0;
+pub const ROOT: u32 = 0;
 const USER: u32 = 1000;
-const THEN: T = T(1_000_000_000, 1);
+pub const THEN: T = T(1_000_000_000, 1);
 
-fn dir(path: &[u8], mode: u32) -> Entry {
+/// A directory of a lower.
+pub fn dir(path: &[u8], mode: u32) -> Entry {
     e(b(path), Dir, M(mode), ROOT, ROOT, THEN, L(vec![]))
 }
 
-fn file(path: &[u8], mode: u32, uid: u32) -> Entry {
+/// A file of 5000 bytes in a lower.
+pub fn file(path: &[u8], mode: u32, uid: u32) -> Entry {
     let data = File(5000, L(vec![Ext(0, 5000, 7)]));
     e(b(path), data, M(mode), uid, 65_534, THEN, L(vec![]))
 }
 
-fn link(path: &[u8], first: &[u8]) -> Entry {
+/// Another name of `first` in a lower.
+pub fn link(path: &[u8], first: &[u8]) -> Entry {
     e(b(path), Name(b(first)), M(0), ROOT, ROOT, THEN, L(vec![]))
 }
 
 /// Runs a case of one lower on the subject; the test fails if it fails.
-fn check_on(disk: Disk, lower: Vec<Entry>, before: Vec<Op>, ops: Vec<Op>) {
+pub fn check_on(disk: Disk, lower: Vec<Entry>, before: Vec<Op>, ops: Vec<Op>) {
     let lowers = vec![[vec![dir(b"", 0o755)], lower].concat()];
     check(Case {
         disk,
@@ -40,7 +42,8 @@ fn check_on(disk: Disk, lower: Vec<Entry>, before: Vec<Op>, ops: Vec<Op>) {
     });
 }
 
-fn check(mut case: Case) {
+/// Runs a case; the test fails if it fails.
+pub fn check(mut case: Case) {
     let disks = Disks::new(&[case.disk]).unwrap();
     let result = run(&Subject::from_env(), &disks, &mut case, Source::Fixed);
     drop(disks);
@@ -49,60 +52,19 @@ fn check(mut case: Case) {
     }
 }
 
-#[test]
-fn a_hard_link_is_renamed_when_another_of_its_names_is_known() {
-    let lower = vec![
-        dir(b"d", 0o755),
-        file(b"d/x", 0o644, ROOT),
-        link(b"y", b"d/x"),
-    ];
-    let ops = vec![
-        List {
-            path: b(b"d"),
-            stat: true,
-        },
-        Rename {
-            from: b(b"y"),
-            to: b(b"d/new"),
-            how: RnPlain,
-        },
-    ];
-    check_on(Ext4, lower, vec![], ops);
+/// `x` and `y`, one file; and a directory.
+pub fn linked() -> Vec<Entry> {
+    vec![dir(b"d", 0o777), file(b"x", 0o644, ROOT), link(b"y", b"x")]
 }
 
-#[test]
-fn a_hard_link_is_renamed_when_another_of_its_names_was_renamed() {
-    let lower = vec![dir(b"d", 0o700), file(b"x", 0o644, ROOT), link(b"y", b"x")];
-    let ops = vec![
-        Rename {
-            from: b(b"x"),
-            to: b(b"d/x"),
-            how: RnPlain,
-        },
-        Rename {
-            from: b(b"y"),
-            to: b(b"d/y"),
-            how: RnPlain,
-        },
-    ];
-    check_on(Tmpfs, lower, vec![], ops);
-}
-
-#[test]
-fn a_hard_link_is_exchanged_when_another_of_its_names_was_copied_up() {
-    let lower = vec![dir(b"d", 0o755), file(b"x", 0o644, ROOT), link(b"y", b"x")];
-    let open = Open {
-        h: 0,
-        path: b(b"x"),
-        flags: O(libc::O_RDWR),
-        mode: M(0),
-    };
-    let ops = vec![Rename {
-        from: b(b"d"),
-        to: b(b"y"),
-        how: RnExchange,
-    }];
-    check_on(Ext4, lower, vec![open], ops);
+/// Opens a path into a slot.
+pub fn open(h: usize, path: &[u8], flags: i32) -> Op {
+    Open {
+        h,
+        path: b(path),
+        flags: O(flags),
+        mode: M(0o644),
+    }
 }
 
 #[test]
@@ -201,17 +163,6 @@ fn a_hole_is_sought_in_what_was_just_written() {
 }
 
 #[test]
-fn the_link_count_of_a_device_survives_a_remount() {
-    let device = e(b(b"x"), Chr(1, 3), M(0o600), ROOT, ROOT, THEN, L(vec![]));
-    check_on(
-        Ext4,
-        vec![device, link(b"y", b"x")],
-        vec![],
-        vec![Unlink(b(b"x"))],
-    );
-}
-
-#[test]
 fn an_mtime_survives_a_remount_to_the_nanosecond() {
     let put = |path: &[u8], flags, seed| Put {
         path: b(path),
@@ -242,105 +193,6 @@ fn an_mtime_survives_a_remount_to_the_nanosecond() {
     );
 }
 
-fn linked() -> Vec<Entry> {
-    vec![dir(b"d", 0o777), file(b"x", 0o644, ROOT), link(b"y", b"x")]
-}
-
-fn open(h: usize, path: &[u8], flags: i32) -> Op {
-    Open {
-        h,
-        path: b(path),
-        flags: O(flags),
-        mode: M(0o644),
-    }
-}
-
-#[test]
-fn an_open_hard_link_lives_on_when_the_name_it_was_linked_from_goes() {
-    let ops = vec![
-        Link {
-            from: b(b"y"),
-            to: b(b"d/new"),
-            follow: false,
-        },
-        open(0, b"d/new", libc::O_RDWR),
-        Unlink(b(b"y")),
-        Ftruncate { h: 0, len: 2304 },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn an_open_hard_link_lives_on_when_its_name_goes_and_another_is_in_the_lower() {
-    let ops = vec![
-        open(0, b"x", libc::O_RDWR),
-        Fchown {
-            h: 0,
-            uid: 1000,
-            gid: 2000,
-        },
-        Unlink(b(b"x")),
-        Futimens {
-            h: 0,
-            atime: Tm::Omit,
-            mtime: Tm::At(THEN),
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn an_open_hard_link_lives_on_when_all_its_names_go() {
-    let ops = vec![
-        open(0, b"x", libc::O_RDWR),
-        Unlink(b(b"y")),
-        Unlink(b(b"x")),
-        Ftruncate { h: 0, len: 0 },
-        Fstat(0),
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn an_open_hard_link_lives_on_when_its_renamed_name_goes() {
-    let ops = vec![
-        Rename {
-            from: b(b"x"),
-            to: b(b"d/g"),
-            how: RnPlain,
-        },
-        open(0, b"d/g", libc::O_RDONLY),
-        Unlink(b(b"d/g")),
-        Fchmod {
-            h: 0,
-            mode: M(0o444),
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn a_hard_link_is_read_after_another_name_was_renamed_and_unlinked() {
-    let ops = vec![
-        open(0, b"y", libc::O_RDWR),
-        Pread {
-            h: 0,
-            off: 0,
-            len: 100,
-        },
-        Rename {
-            from: b(b"x"),
-            to: b(b"d/g"),
-            how: RnPlain,
-        },
-        Unlink(b(b"d/g")),
-        open(1, b"y", libc::O_RDWR),
-        MmapKeep { h: 1, m: 0 },
-        Cat(b(b"y")),
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
 #[test]
 fn truncating_by_a_user_clears_set_group_id() {
     let ops = vec![
@@ -354,154 +206,6 @@ fn truncating_by_a_user_clears_set_group_id() {
         Fstat(0),
     ];
     check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn an_open_file_without_a_name_can_be_synced() {
-    let ops = vec![
-        Unlink(b(b"y")),
-        open(0, b"x", libc::O_RDWR),
-        Unlink(b(b"x")),
-        Fsync { h: 0, data: false },
-        open(1, b"z", libc::O_RDONLY),
-        Unlink(b(b"z")),
-        Fsync { h: 1, data: true },
-    ];
-    check_on(
-        Ext4,
-        [linked(), vec![file(b"z", 0o644, ROOT)]].concat(),
-        vec![],
-        ops,
-    );
-}
-
-#[test]
-fn the_link_count_of_a_fifo_falls_by_one_when_a_renamed_name_goes() {
-    let fifo = e(b(b"x"), Fifo, M(0o600), ROOT, ROOT, THEN, L(vec![]));
-    let lower = vec![dir(b"d", 0o755), fifo, link(b"d/y", b"x"), link(b"z", b"x")];
-    let ops = vec![
-        Rename {
-            from: b(b"d"),
-            to: b(b"e"),
-            how: RnPlain,
-        },
-        Rename {
-            from: b(b"e/y"),
-            to: b(b"e/w"),
-            how: RnPlain,
-        },
-        Unlink(b(b"e/w")),
-        Stat {
-            path: b(b"z"),
-            follow: false,
-        },
-        Walk,
-    ];
-    check_on(Ext4, lower, vec![], ops);
-}
-
-#[test]
-fn the_mtime_of_a_write_to_a_new_hard_link_is_kept() {
-    let ops = vec![
-        Link {
-            from: b(b"y"),
-            to: b(b"d/1"),
-            follow: false,
-        },
-        Link {
-            from: b(b"d/1"),
-            to: b(b"d/2"),
-            follow: false,
-        },
-        Unlink(b(b"y")),
-        Put {
-            path: b(b"d/2"),
-            flags: O(libc::O_RDWR),
-            mode: M(0),
-            off: 0,
-            len: 1,
-            seed: 69,
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn a_hard_link_is_allocated_and_synced_when_only_a_renamed_name_is_left() {
-    let ops = vec![
-        Chown {
-            path: b(b"y"),
-            uid: 1001,
-            gid: 2000,
-            follow: true,
-        },
-        Rename {
-            from: b(b"x"),
-            to: b(b"d/1"),
-            how: RnPlain,
-        },
-        Unlink(b(b"y")),
-        Rename {
-            from: b(b"d/1"),
-            to: b(b"2"),
-            how: RnPlain,
-        },
-        open(0, b"2", libc::O_RDWR),
-        Fallocate {
-            h: 0,
-            mode: FaZero,
-            off: 0,
-            len: 5044,
-        },
-        Fsync { h: 0, data: false },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn a_hard_link_is_allocated_after_its_first_known_name_is_gone() {
-    let ops = vec![
-        Put {
-            path: b(b"y"),
-            flags: O(libc::O_WRONLY),
-            mode: M(0),
-            off: 5350,
-            len: 0,
-            seed: 67,
-        },
-        open(0, b"x", libc::O_RDWR),
-        Unlink(b(b"y")),
-        Fallocate {
-            h: 0,
-            mode: FaZero,
-            off: 0,
-            len: 5044,
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn the_link_count_of_a_fifo_falls_by_one_when_a_name_is_replaced() {
-    let fifo = e(b(b"x"), Fifo, M(0o600), ROOT, ROOT, THEN, L(vec![]));
-    let lower = vec![
-        fifo,
-        link(b"y", b"x"),
-        link(b"z", b"x"),
-        file(b"f", 0o644, ROOT),
-    ];
-    let ops = vec![
-        Rename {
-            from: b(b"f"),
-            to: b(b"z"),
-            how: RnPlain,
-        },
-        Stat {
-            path: b(b"y"),
-            follow: true,
-        },
-    ];
-    check_on(Ext4, lower, vec![], ops);
 }
 
 #[test]
@@ -521,31 +225,6 @@ fn the_mtime_of_a_file_made_over_a_whiteout_survives_a_remount() {
         vec![],
         ops,
     );
-}
-
-#[test]
-fn a_mapping_of_a_hard_link_without_names_is_read() {
-    let ops = vec![
-        Stat {
-            path: b(b"y"),
-            follow: false,
-        },
-        Put {
-            path: b(b"x"),
-            flags: O(libc::O_WRONLY),
-            mode: M(0),
-            off: 0,
-            len: 155,
-            seed: 90,
-        },
-        Unlink(b(b"y")),
-        open(0, b"x", libc::O_RDONLY),
-        MmapKeep { h: 0, m: 0 },
-        Close(0),
-        Unlink(b(b"x")),
-        MmapRead(0),
-    ];
-    check_on(Ext4, linked(), vec![], ops);
 }
 
 #[test]
@@ -583,57 +262,6 @@ fn chown_by_an_owner_outside_the_group_clears_set_group_id() {
         },
     ];
     check_on(Ext4, vec![], vec![], ops);
-}
-
-#[test]
-fn an_open_hard_link_without_names_takes_an_xattr() {
-    let ops = vec![
-        Utimens {
-            path: b(b"y"),
-            atime: Tm::Omit,
-            mtime: Tm::Now,
-            follow: true,
-        },
-        open(0, b"x", libc::O_WRONLY),
-        Unlink(b(b"y")),
-        Unlink(b(b"x")),
-        Fsetxattr {
-            h: 0,
-            name: b(b"user.one"),
-            value: b(b"1"),
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
-}
-
-#[test]
-fn an_open_hard_link_without_names_is_read_after_renames_around_it() {
-    let ops = vec![
-        Rename {
-            from: b(b"y"),
-            to: b(b"d/z"),
-            how: RnPlain,
-        },
-        Rename {
-            from: b(b"d"),
-            to: b(b"e"),
-            how: RnPlain,
-        },
-        Stat {
-            path: b(b"x"),
-            follow: true,
-        },
-        Unlink(b(b"e/z")),
-        open(0, b"x", libc::O_RDWR),
-        Unlink(b(b"x")),
-        Read { h: 0, len: 569 },
-        Fstat(0),
-        Fchmod {
-            h: 0,
-            mode: M(0o600),
-        },
-    ];
-    check_on(Ext4, linked(), vec![], ops);
 }
 
 #[test]

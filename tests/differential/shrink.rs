@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::judge::Failure;
 use super::model::{Case, Entry, Node};
-use super::mounts::{Disks, Subject};
-use super::run::{Source, run};
+
+/// Runs a case.
+pub type Try<'a> = &'a dyn Fn(&mut Case) -> Result<(), Failure>;
 
 /// A failing case that gets smaller.
 pub struct Shrinker<'a> {
-    subject: &'a Subject,
-    disks: &'a Disks,
+    run: Try<'a>,
     pub case: Case,
     pub failure: Failure,
     until: Instant,
@@ -18,16 +18,9 @@ pub struct Shrinker<'a> {
 }
 
 impl<'a> Shrinker<'a> {
-    pub fn new(
-        subject: &'a Subject,
-        disks: &'a Disks,
-        case: Case,
-        failure: Failure,
-        time: Duration,
-    ) -> Self {
+    pub fn new(run: Try<'a>, case: Case, failure: Failure, time: Duration) -> Self {
         Shrinker {
-            subject,
-            disks,
+            run,
             case,
             failure,
             until: Instant::now() + time,
@@ -41,7 +34,7 @@ impl<'a> Shrinker<'a> {
             return false;
         }
         self.tries += 1;
-        match run(self.subject, self.disks, &mut case, Source::Fixed) {
+        match (self.run)(&mut case) {
             Err(failure) if failure.class == self.failure.class => {
                 if let Some(at) = failure.at {
                     case.ops.truncate(at + 1);

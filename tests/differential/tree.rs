@@ -446,6 +446,9 @@ fn groups(tree: &Tree) -> HashMap<&B, &B> {
     out
 }
 
+/// How a difference of link groups begins.
+pub const LINKED: &str = "linked with";
+
 /// One difference of two trees: where, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diff {
@@ -453,9 +456,11 @@ pub struct Diff {
     pub what: String,
 }
 
-/// The differences of two trees; `exact` compares mtimes to the nanosecond. `a` of the `kernel`
-/// may deviate in attributes by name.
-pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
+/// Says whether two objects may have different attributes.
+pub type Excuse = fn(&Item, &Item) -> bool;
+
+/// The differences of two trees; `exact` compares mtimes to the nanosecond.
+pub fn compare(a: &Tree, b: &Tree, exact: bool, excuse: Option<Excuse>) -> Vec<Diff> {
     let mut diffs = Vec::new();
     let (group_a, group_b) = (groups(a), groups(b));
     let mut say = |path: &B, what: String| {
@@ -470,8 +475,8 @@ pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
             continue;
         };
         let attr = x.attr.difference(&y.attr, exact);
-        let wanted = kernel && !attr.is_empty() && deviations::explain_item(x, y);
-        if !attr.is_empty() && !wanted {
+        let excused = !attr.is_empty() && excuse.is_some_and(|excuse| excuse(x, y));
+        if !attr.is_empty() && !excused {
             say(path, attr);
         }
         if x.target != y.target {
@@ -487,7 +492,7 @@ pub fn compare(a: &Tree, b: &Tree, exact: bool, kernel: bool) -> Vec<Diff> {
             say(
                 path,
                 format!(
-                    "linked with {:?} != {:?}",
+                    "{LINKED} {:?} != {:?}",
                     group_a.get(path),
                     group_b.get(path)
                 ),

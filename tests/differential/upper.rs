@@ -11,9 +11,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
+#[path = "../support/upper_check.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod upper_check;
+
 use super::layers::Made;
 use super::mounts::Dirs;
 use super::sys;
+use upper_check::{nlink, unhex};
 
 /// Bytes of `struct ovl_fh` before the file handle: version, magic, length, flags, type, uuid.
 const HEADER: usize = 5 + 16;
@@ -34,7 +39,14 @@ pub fn check(dirs: &Dirs, by_kernel: bool) -> Made<Vec<String>> {
         .directory(&dirs.upper, &dirs.lowers)
         .map_err(failed)?;
     checker.work().map_err(failed)?;
-    Ok(checker.faults)
+    let mut faults = checker.faults;
+    // The same question, asked by others, with link counts held against the names that show.
+    let second = upper_check::UpperCheck {
+        by_kernel,
+        ..upper_check::UpperCheck::new(&dirs.lowers, &dirs.upper, &dirs.work)
+    };
+    faults.extend(second.faults().map_err(failed)?);
+    Ok(faults)
 }
 
 fn is_whiteout(meta: &Metadata) -> bool {
@@ -276,28 +288,106 @@ impl Checker<'_> {
     }
 }
 
-/// The link count that `overlay.nlink` stands for.
-fn nlink(value: &[u8], upper: u64, lower: u64) -> Option<i64> {
-    let (base, difference) = value.split_first()?;
-    let difference: i64 = std::str::from_utf8(difference)
-        .ok()?
-        .trim_start_matches('+')
-        .parse()
-        .ok()?;
-    match base {
-        b'U' => Some(upper as i64 + difference),
-        b'L' => Some(lower as i64 + difference),
-        _ => None,
-    }
-}
+/// The check itself: each fault that it is there to find.
+mod tests {
+    use std::fs;
+    use std::path::Path;
 
-fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(text).ok()?;
-    if text.is_empty() || !text.len().is_multiple_of(2) {
-        return None;
+    use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+
+    use super::super::mounts::Dirs;
+
+    /// One lower with a file `f` and a directory `d`, an empty upper, an empty work directory.
+    fn dirs(root: &Path) -> Dirs {
+        let path = |name: &str| root.join(name);
+        for name in ["l", "l/d", "u", "w", "w/work", "w/index"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::write(path("l/f"), "").unwrap();
+        Dirs {
+            lowers: vec![path("l")],
+            upper: path("u"),
+            work: path("w"),
+            merged: path("m"),
+        }
     }
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok())
-        .collect()
+
+    fn mark(path: &Path, name: &str, value: &[u8]) {
+        let name = format!("trusted.overlay.{name}");
+        rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
+    }
+
+    fn whiteout(path: &Path) {
+        let kind = FileType::CharacterDevice;
+        rustix::fs::mknodat(CWD, path, kind, Mode::empty(), 0).unwrap();
+    }
+
+    /// The faults of an upper that `make` spoils.
+    fn faults(make: impl Fn(&Dirs)) -> Vec<String> {
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dirs = dirs(root.path());
+        make(&dirs);
+        super::check(&dirs, false).unwrap()
+    }
+
+    fn expect(fault: &str, make: impl Fn(&Dirs)) {
+        let found = faults(make);
+        // The second check may say it in its own words.
+        assert!(
+            found.len() <= 3 && found.iter().any(|f| f.contains(fault)),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_clean_upper_has_no_faults() {
+        let found = faults(|dirs| {
+            whiteout(&dirs.upper.join("f"));
+            fs::create_dir(dirs.upper.join("moved")).unwrap();
+            mark(&dirs.upper.join("moved"), "redirect", b"/d");
+        });
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn needless_whiteouts_are_found() {
+        expect("a whiteout of nothing", |dirs| {
+            whiteout(&dirs.upper.join("g"))
+        });
+        expect("in an opaque directory", |dirs| {
+            fs::create_dir(dirs.upper.join("d")).unwrap();
+            mark(&dirs.upper.join("d"), "opaque", b"y");
+            whiteout(&dirs.upper.join("d/f"));
+        });
+    }
+
+    #[test]
+    fn a_redirect_to_nothing_is_found() {
+        for target in [&b"/d/none"[..], b"/f", b"none"] {
+            expect("leads nowhere", |dirs| {
+                fs::create_dir(dirs.upper.join("x")).unwrap();
+                mark(&dirs.upper.join("x"), "redirect", target);
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_work_is_found() {
+        expect("left in work", |dirs| {
+            fs::write(dirs.work.join("work/tmp"), "").unwrap();
+        });
+        expect("leads to nothing in the lowers", |dirs| {
+            let entry = dirs.work.join("index/00fb1d00000102");
+            fs::write(&entry, "").unwrap();
+            mark(&entry, "origin", &[0, 0xfb, 0x1d, 0, 0, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn an_origin_in_a_directory_that_is_not_impure_is_found() {
+        expect("not marked impure", |dirs| {
+            fs::write(dirs.upper.join("f"), "").unwrap();
+            mark(&dirs.upper.join("f"), "origin", b"x");
+        });
+    }
 }

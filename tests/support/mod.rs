@@ -21,6 +21,7 @@ mod loopfs;
 mod mounted;
 mod scratch;
 mod trace;
+pub mod upper_check;
 mod users;
 
 pub use digest::{
@@ -33,15 +34,17 @@ pub use mounted::{
 };
 pub use scratch::{Layers, Scratch, mount_points_beneath, unmount_beneath};
 pub use trace::{Call, Trace};
+pub use upper_check::UpperCheck;
 pub use users::{as_user, as_user_with_umask, with_umask};
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// The binary under test.
+/// The binary under test; `ROVL_TEST_BINARY` names a copy of it that other users can run.
 pub fn rovl_bin() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_rovl"))
+    let copy = std::env::var_os("ROVL_TEST_BINARY");
+    copy.map_or_else(|| env!("CARGO_BIN_EXE_rovl").into(), PathBuf::from)
 }
 
 /// Ends the test with a clear message unless it runs as root with /dev/fuse at hand.

@@ -50,7 +50,8 @@ struct Conflict {
 const CONFLICTS: &[Conflict] = &[
     Conflict {
         applies: |o| {
-            makes_metacopies(o) && o.redirect_dir.is_some_and(|mode| mode != RedirectDir::On)
+            let makes = |mode| matches!(mode, RedirectDir::On | RedirectDir::Auto);
+            makes_metacopies(o) && o.redirect_dir.is_some_and(|mode| !makes(mode))
         },
         one: "metacopy=on",
         other: "redirect_dir",
@@ -70,7 +71,8 @@ const CONFLICTS: &[Conflict] = &[
     },
     Conflict {
         applies: |o| {
-            o.userxattr && matches!(o.redirect_dir, Some(RedirectDir::On | RedirectDir::Follow))
+            let follows = |mode: RedirectDir| mode != RedirectDir::NoFollow;
+            o.userxattr && o.redirect_dir.is_some_and(follows)
         },
         one: "userxattr",
         other: "redirect_dir",
@@ -148,13 +150,10 @@ type Missing = (
 
 #[rustfmt::skip]
 const MISSING: &[Missing] = &[
-    (|o| o.ino32, "ino32_t", "inode numbers would not fit 32 bits", Weight::Changes),
     (exports, "nfs_export=on", "file handles would go stale at a remount", Weight::Changes),
     (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
     (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
-    (makes_metacopies, "metacopy=on", "data is copied up with the attributes", Weight::Harmless),
     (passes_through, "passthrough=on", "file data goes through the daemon", Weight::Harmless),
-    (|o| o.uuid_on, "uuid=on", "statfs shows an id of this mount only", Weight::Harmless),
 ];
 
 /// Refuses options that are understood but not done; the harmless ones get a warning in [`Dialect::Helper`]
@@ -178,15 +177,13 @@ pub fn implemented(
             }
         }
     }
-    options.metacopy = options.metacopy.map(|_| false);
-    options.uuid_on = false;
     options.passthrough = options.passthrough.filter(|p| *p != Passthrough::On);
     Ok(())
 }
 
 fn redirect_word(mode: RedirectDir) -> &'static str {
     match mode {
-        RedirectDir::On => "redirect_dir=on",
+        RedirectDir::On | RedirectDir::Auto => "redirect_dir=on",
         RedirectDir::Off => "redirect_dir=off",
         RedirectDir::Follow => "redirect_dir=follow",
         RedirectDir::NoFollow => "redirect_dir=nofollow",

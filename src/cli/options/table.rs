@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::lists::{self, ListError};
 use super::{MountOptions, Squash};
-use crate::fuse::Passthrough;
-use crate::overlay::{RedirectDir, Xino};
+use crate::fuse::{IoUring, Passthrough};
+use crate::overlay::{RedirectDir, Uuid, Xino};
 
 /// What an option does.
 pub enum Setter {
@@ -229,6 +229,12 @@ const FUSE: &[Known] = &[
         "the kernel collects writes",
     ),
     value(
+        "io_uring",
+        "on, off or auto",
+        set_io_uring,
+        "requests come over io_uring where the kernel offers it: off (default), on, auto",
+    ),
+    value(
         "passthrough",
         "on, off or auto",
         set_passthrough,
@@ -295,7 +301,7 @@ const FUSE_OVERLAYFS: &[Known] = &[
         |o, on| o.static_nlink = on,
         "directories have one link",
     ),
-    switch("ino32_t", |o, on| o.ino32 = on, ""),
+    switch("ino32_t", |o, on| o.ino32 = on, "inode numbers fit 32 bits"),
     switch(
         "threaded",
         |o, on| o.threads = if on { None } else { Some(1) },
@@ -493,11 +499,12 @@ fn set_xino(options: &mut MountOptions, value: &OsStr) -> Option<()> {
 }
 
 fn set_uuid(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    options.uuid_on = match (value.as_bytes(), boolean(value)) {
-        (b"auto" | b"null", _) | (_, Some(false)) => false,
-        (_, Some(true)) => true,
+    options.uuid = Some(match (value.as_bytes(), boolean(value)) {
+        (b"auto" | b"null", _) => Uuid::Auto,
+        (_, Some(false)) => Uuid::Off,
+        (_, Some(true)) => Uuid::On,
         _ => return None,
-    };
+    });
     Some(())
 }
 
@@ -531,6 +538,17 @@ fn set_timeout(options: &mut MountOptions, value: &OsStr) -> Option<()> {
     let seconds: f64 = value.to_str()?.parse().ok()?;
     options.timeout = (seconds.is_finite() && seconds >= 0.0).then_some(seconds);
     options.timeout.map(|_| ())
+}
+
+fn set_io_uring(options: &mut MountOptions, value: &OsStr) -> Option<()> {
+    let mode = match (value.as_bytes(), boolean(value)) {
+        (b"auto", _) => IoUring::Auto,
+        (_, Some(true)) => IoUring::On,
+        (_, Some(false)) => IoUring::Off,
+        _ => return None,
+    };
+    options.io_uring = Some(mode);
+    Some(())
 }
 
 fn set_passthrough(options: &mut MountOptions, value: &OsStr) -> Option<()> {

@@ -6,7 +6,7 @@ use super::RenameMode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Side {
     pub is_dir: bool,
-    /// A directory with lowers merged beneath it.
+    /// A directory with lowers merged beneath it, or a file whose data is in a lower.
     pub merges: bool,
     /// A lower shows something under the name: it needs to be hidden when the name goes.
     pub covers: bool,
@@ -55,8 +55,8 @@ pub(super) struct Plan {
 /// The table. Pure.
 pub(super) fn plan_rename(mode: RenameMode, source: Side, target: Side, slot: Slot) -> Plan {
     let mark = |moved: Side, to: Side| match moved {
-        Side { is_dir: false, .. } => Mark::None,
         Side { merges: true, .. } => Mark::Redirect,
+        Side { is_dir: false, .. } => Mark::None,
         _ if to.parent_merges => Mark::Opaque,
         _ => Mark::None,
     };
