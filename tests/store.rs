@@ -18,6 +18,8 @@ mod builder;
 mod care;
 #[path = "store/crash.rs"]
 mod crash;
+#[path = "store/damage.rs"]
+mod damage;
 #[path = "store/dedup.rs"]
 mod dedup;
 #[path = "store/forms.rs"]

@@ -9,7 +9,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::MIN_SIZE;
+use super::Blocks;
 use crate::store::Store;
 use crate::store::codec::digest::{Digest, Hasher};
 use crate::store::disk::Disk;
@@ -32,8 +32,8 @@ pub struct LayerIndex {
 }
 
 impl LayerIndex {
-    /// Adds a file, and returns where its record begins in the index's file.
-    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8], saved: bool) -> u64 {
+    /// Adds a file that shares `saved` bytes of blocks, and returns where its record begins in the index's file.
+    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8], saved: u64) -> u64 {
         let offset = (MAGIC.len() + 8 + self.records.len()) as u64;
         let length = u32::try_from(path.len()).unwrap_or(0);
         self.records.extend_from_slice(digest.as_bytes());
@@ -42,9 +42,7 @@ impl LayerIndex {
         if length > 0 {
             self.records.extend_from_slice(path);
         }
-        if saved {
-            self.saved += size;
-        }
+        self.saved += saved;
         offset
     }
 
@@ -195,7 +193,9 @@ fn read_path(index: &Path, offset: u64) -> Option<Vec<u8>> {
 }
 
 /// The index of a layer, made anew from its tree. Nothing is known then of what it shares.
-pub fn rebuild(tree: &Path) -> Result<LayerIndex> {
+pub fn rebuild(disk: &Disk, id: &CacheId) -> Result<LayerIndex> {
+    let tree = &disk.path(layout::layer_diff(id));
+    let blocks = Blocks::of(disk)?;
     let root = File::open(tree).context("opening", tree)?;
     let mut index = LayerIndex::default();
     let mut todo = vec![PathBuf::new()];
@@ -207,11 +207,11 @@ pub fn rebuild(tree: &Path) -> Result<LayerIndex> {
             let metadata = entry.metadata().context("looking at", entry.path())?;
             if metadata.is_dir() {
                 todo.push(relative);
-            } else if metadata.is_file() && metadata.len() >= MIN_SIZE {
+            } else if metadata.is_file() && metadata.len() >= blocks.smallest {
                 let bytes = relative.as_os_str().as_bytes();
                 let file = open_beneath(root.as_fd(), bytes).context("opening", entry.path())?;
                 let (digest, size) = hash(file).context("reading", entry.path())?;
-                index.push(&digest, size, bytes, false);
+                index.push(&digest, size, bytes, 0);
             }
         }
     }
@@ -237,8 +237,8 @@ mod tests {
     fn an_index_is_read_as_it_was_written() {
         let mut index = LayerIndex::default();
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        let first = index.push(&one, 5000, b"a/b", false);
-        let second = index.push(&two, 6000, b"c", true);
+        let first = index.push(&one, 5000, b"a/b", 0);
+        let second = index.push(&two, 6000, b"c", 8192);
         let file = index.encode();
         let mut found = Vec::new();
         records(&file, |offset, digest, size, path| {

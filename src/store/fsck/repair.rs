@@ -286,8 +286,7 @@ impl Store {
             if self.disk().path(&to).exists() || self.hold([&layer]).is_err() {
                 continue;
             }
-            let tree = self.disk().path(layout::layer_diff(&layer.cache_id));
-            let index = dedup::rebuild(&tree)?;
+            let index = dedup::rebuild(self.disk(), &layer.cache_id)?;
             transaction.place_file(&index.encode(), 0o600, to)?;
             built += 1;
         }
