@@ -182,7 +182,8 @@ fn bytes(texts: &[String]) -> Vec<Vec<u8>> {
 }
 
 pub fn manifests() -> Vec<Vec<u8>> {
-    let item = r#"{"Config":"c.json","RepoTags":["a/b:1","x"],"Layers":["1/layer.tar","2/layer.tar"]}"#;
+    let item =
+        r#"{"Config":"c.json","RepoTags":["a/b:1","x"],"Layers":["1/layer.tar","2/layer.tar"]}"#;
     bytes(&[
         format!("[{item}]"),
         format!("[{item},{item}]"),

@@ -198,7 +198,9 @@ pub fn manifest(input: &[u8]) -> String {
 fn is_reference(name: &str) -> bool {
     match name.parse::<Reference>() {
         Ok(name) => {
-            assert_eq!(name.full().parse::<Reference>().ok(), Some(name));
+            let again = |text: String| text.parse::<Reference>().map(|name| name.full()).ok();
+            assert_eq!(again(name.full()), Some(name.full()));
+            assert_eq!(again(name.stored()), Some(name.full()));
             true
         }
         Err(_) => false,
@@ -209,9 +211,7 @@ fn is_reference(name: &str) -> bool {
 pub fn index(input: &[u8]) -> String {
     let (kind, blobs) = match documents::parse_oci("x", input) {
         Ok(Document::Index(blobs)) => ("index", blobs),
-        Ok(Document::Manifest { config, layers }) => {
-            ("manifest", [vec![config], layers].concat())
-        }
+        Ok(Document::Manifest { config, layers }) => ("manifest", [vec![config], layers].concat()),
         Err(e) => return words(&e),
     };
     let good = blobs.iter().filter(|blob| blob.parsed_digest().is_ok());

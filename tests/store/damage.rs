@@ -99,11 +99,31 @@ const DAMAGES: [(usize, &str, &[&str]); 24] = [
         &["device", "another device"],
     ),
     (0, "rm d/pipe; touch d/pipe", &["pipe", "another type"]),
-    (0, "setcap -r d/capable", &["capable", "security.capability"]),
-    (0, "setcap cap_sys_admin+ep d/file", &["file", "security.capability"]),
-    (0, "setfattr -n user.note -v other d/noted", &["noted", "user.note"]),
-    (0, "setfattr -n user.more -v x d/noted", &["noted", "user.more"]),
-    (0, "setfacl -m u:77:rw d/acl", &["acl", "system.posix_acl_access"]),
+    (
+        0,
+        "setcap -r d/capable",
+        &["capable", "security.capability"],
+    ),
+    (
+        0,
+        "setcap cap_sys_admin+ep d/file",
+        &["file", "security.capability"],
+    ),
+    (
+        0,
+        "setfattr -n user.note -v other d/noted",
+        &["noted", "user.note"],
+    ),
+    (
+        0,
+        "setfattr -n user.more -v x d/noted",
+        &["noted", "user.more"],
+    ),
+    (
+        0,
+        "setfacl -m u:77:rw d/acl",
+        &["acl", "system.posix_acl_access"],
+    ),
     (
         0,
         "printf X | dd of=d/sparse bs=1 seek=1048577 conv=notrunc status=none; touch -d @1580608922.123456789 d/sparse",
@@ -114,7 +134,11 @@ const DAMAGES: [(usize, &str, &[&str]); 24] = [
         "printf X | dd of=d/sparse bs=1 seek=9 conv=notrunc status=none; touch -d @1580608922.123456789 d/sparse",
         &["sparse", "content"],
     ),
-    (0, "echo x >d/sub/new", &["sub/new", "no archive brought it"]),
+    (
+        0,
+        "echo x >d/sub/new",
+        &["sub/new", "no archive brought it"],
+    ),
     (1, "rm d/empty", &["d/empty", "hidden no longer"]),
     (
         1,
@@ -174,8 +198,14 @@ fn what_is_no_damage_is_not_reported() {
          setfattr -n trusted.overlay.origin -v x d/file; setfattr -n trusted.overlay.impure -v y d",
     );
     // Times before 1970, which Docker makes 1970, and a file system with whole seconds.
-    sh(lower, "touch -d @0 d/empty; touch -d '2020-02-02 02:02:02' d/noted");
+    sh(
+        lower,
+        "touch -d @0 d/empty; touch -d '2020-02-02 02:02:02' d/noted",
+    );
     // A whiteout in another form.
-    sh(upper, "rm d/empty; touch d/.wh.empty; touch -d @1600000000 d");
+    sh(
+        upper,
+        "rm d/empty; touch d/.wh.empty; touch -d @1600000000 d",
+    );
     assert_eq!(damaged.faults(), [String::new(); 0]);
 }

@@ -70,6 +70,7 @@ const SIZES: [usize; 15] = [
 
 /// Files of a layer: a name, and the contents that it has for this seed.
 fn realistic(layer: Layer, files: std::ops::Range<usize>, seed: u64) -> Layer {
+    let layer = (0..20).fold(layer, |layer, n| layer.dir(&format!("d{n}/")));
     files.fold(layer, |layer, n| {
         let size = SIZES[n % SIZES.len()] + 7 * n;
         let content = pattern(seed * 100_000 + n as u64, size);
@@ -92,7 +93,7 @@ fn untar(to: &Path, place: &Path, layers: &[Vec<u8>]) {
         fs::write(&tar, layer).unwrap();
         fs::create_dir_all(&to).unwrap();
         let (tar, to) = (tar.to_str().unwrap(), to.to_str().unwrap());
-        crate::support::run("tar", &["-xf", tar, "-C", to]);
+        crate::support::run("tar", &["--delay-directory-restore", "-xf", tar, "-C", to]);
     }
 }
 
@@ -150,7 +151,7 @@ fn the_same_files_in_other_layers_take_their_space_once() {
 #[test]
 fn a_base_within_single_layers_takes_its_space_once() {
     let image = |seed: u64| {
-        let base = realistic(Layer::new().dir("./"), 0..700, 9);
+        let base = realistic(Layer::new().dir("./").dir("own/"), 0..700, 9);
         let own = (0..700).fold(base, |layer, n| {
             let content = pattern(seed * 100_000 + n, 300 + 2 * n as usize);
             layer.file(&format!("own/{seed}-{n}"), &content)
