@@ -30,6 +30,8 @@ mod hostile;
 mod layout;
 #[path = "store/processes.rs"]
 mod processes;
+#[path = "store/readme.rs"]
+mod readme;
 #[path = "store/rovl.rs"]
 mod rovl_command;
 #[path = "store/tools.rs"]

@@ -39,7 +39,7 @@ pub struct DfArgs {
     json: bool,
 }
 
-/// Remove what nothing refers to, also what a crash left. Not beside a dockerd that runs on the same root.
+/// Remove what nothing refers to, also what a crash left.
 #[derive(Debug, Args)]
 pub struct GcArgs {
     /// Also images without a name

@@ -38,6 +38,9 @@ pub const TRANSACTIONS: &str = "rovl/tx";
 pub const FILE_INDEX: &str = "rovl/files";
 
 /// Every directory of the layout with its mode, parents first.
+///
+/// `v2metadata-by-diffid` stays empty: Docker notes there which registry it pulled a layer from, so that a push can
+/// refer to it; what came as an archive has none (`docker load` writes nothing there either).
 const DIRECTORIES: &[(&str, u32)] = &[
     ("overlay2", 0o710),
     ("overlay2/l", 0o700),
