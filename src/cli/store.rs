@@ -53,7 +53,7 @@ pub struct GcArgs {
     json: bool,
 }
 
-/// Check layers against their diff-ids, and the layout against itself.
+/// Check layers against what was loaded (contents, owners, modes, times, attributes), and the layout against itself.
 #[derive(Debug, Args)]
 pub struct FsckArgs {
     /// Make right what can be: links and index from the records, contents from `--from`

@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -31,7 +32,8 @@ use super::transaction::Transaction;
 use super::unpack::{FileFacts, FileSink, open_beneath};
 
 pub use clone::{clone_tree, copy_directory_attributes};
-pub use index::{LayerIndex, read_saved, rebuild};
+use index::LayerIndex;
+pub use index::{read_saved, rebuild};
 
 /// Btrfs keeps contents up to this many bytes beside the inode (its `max_inline`), where they can't be shared.
 const BTRFS_INLINE: u64 = 2048;
@@ -60,7 +62,6 @@ impl Blocks {
 
 /// Finds files in other layers. Threads share it.
 pub struct Deduplicator {
-    disk: Disk,
     base: PathBuf,
     blocks: Blocks,
     known: Mutex<index::Known>,
@@ -73,7 +74,6 @@ impl Deduplicator {
             return Ok(None);
         }
         Ok(Some(Deduplicator {
-            disk: store.disk().clone(),
             base: transaction.join(""),
             blocks: Blocks::of(store.disk())?,
             known: Mutex::new(index::Known::load(store)?),
@@ -82,21 +82,20 @@ impl Deduplicator {
 
     /// For one layer that is unpacked into the transaction.
     pub fn layer(&self, disk: &Disk, id: &CacheId) -> Result<LayerSink<'_>> {
-        let layer = self
-            .known
-            .lock()
-            .add_layer(disk.path(self.base.join(id.as_str()).join("diff")));
+        let to = self.base.join(format!("{id}.files"));
+        let index = Arc::new(Mutex::new(LayerIndex::create(disk, &to)?));
+        let root = disk.path(self.base.join(id.as_str()).join("diff"));
+        let layer = self.known.lock().add_layer(root, Arc::clone(&index));
         Ok(LayerSink {
             dedup: self,
-            id: id.clone(),
             layer,
-            index: Mutex::new(LayerIndex::default()),
+            index,
         })
     }
 
     /// A file of a layer with this content, open for reading.
     fn find(&self, digest: &Digest, size: u64) -> Option<File> {
-        let place = self.known.lock().find(digest, size)?;
+        let place = self.known.lock().find(digest)?;
         let root = File::open(&place.root).ok()?;
         let file = open_beneath(root.as_fd(), &place.path).ok()?;
         holds(&file, digest, size).then_some(file)
@@ -134,17 +133,14 @@ fn can_reflink(transaction: &mut Transaction) -> Result<bool> {
 /// What one layer's unpacking tells of its files.
 pub struct LayerSink<'a> {
     dedup: &'a Deduplicator,
-    id: CacheId,
     layer: u32,
-    index: Mutex<LayerIndex>,
+    index: Arc<Mutex<LayerIndex>>,
 }
 
 impl LayerSink<'_> {
-    /// Writes the index of the layer into the transaction.
+    /// Completes the index of the layer, in the transaction.
     pub fn finish(self) -> Result<()> {
-        let to = self.dedup.base.join(format!("{}.files", self.id));
-        let index = self.index.into_inner();
-        self.dedup.disk.write(to, &index.encode(), 0o600)
+        self.index.lock().finish()
     }
 
     /// The digest of a file that is worth being looked up.
@@ -171,9 +167,9 @@ impl FileSink for LayerSink<'_> {
             true => file.size.next_multiple_of(self.dedup.blocks.size),
             false => 0,
         };
-        let offset = self.index.lock().push(digest, file.size, file.path, saved);
-        let mut known = self.dedup.known.lock();
-        known.insert(digest, file.size, self.layer, offset, file.path);
+        let pushed = self.index.lock().push(digest, file.size, file.path, saved);
+        let offset = pushed?;
+        self.dedup.known.lock().insert(digest, self.layer, offset);
         Ok(())
     }
 }
