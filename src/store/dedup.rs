@@ -33,37 +33,24 @@ use super::unpack::{FileFacts, FileSink, open_beneath};
 
 pub use clone::{clone_tree, copy_directory_attributes};
 use index::LayerIndex;
-pub use index::{read_saved, rebuild};
+pub use index::rebuild;
 
 /// Btrfs keeps contents up to this many bytes beside the inode (its `max_inline`), where they can't be shared.
 const BTRFS_INLINE: u64 = 2048;
 
-/// How the store's file system keeps contents.
-#[derive(Debug, Clone, Copy)]
-struct Blocks {
-    /// Bytes of a block.
-    size: u64,
-    /// Bytes of the smallest file that has a block of its own, which can be shared.
-    smallest: u64,
-}
-
-impl Blocks {
-    fn of(disk: &Disk) -> Result<Blocks> {
-        let root = disk.root();
-        let facts = rustix::fs::statfs(root).context("looking at", root)?;
-        // The magic number of Btrfs in linux/magic.h.
-        let is_btrfs = facts.f_type == 0x9123_683e;
-        Ok(Blocks {
-            size: u64::try_from(facts.f_bsize).unwrap_or(1).max(1),
-            smallest: if is_btrfs { BTRFS_INLINE + 1 } else { 1 },
-        })
-    }
+/// Bytes of the smallest file that has a block of its own, which can be shared, on the store's file system.
+fn smallest_shared(disk: &Disk) -> Result<u64> {
+    let root = disk.root();
+    let kind = rustix::fs::statfs(root).context("looking at", root)?.f_type;
+    // The magic number of Btrfs in linux/magic.h.
+    let is_btrfs = kind == 0x9123_683e;
+    Ok(if is_btrfs { BTRFS_INLINE + 1 } else { 1 })
 }
 
 /// Finds files in other layers. Threads share it.
 pub struct Deduplicator {
     base: PathBuf,
-    blocks: Blocks,
+    smallest: u64,
     known: Mutex<index::Known>,
 }
 
@@ -75,7 +62,7 @@ impl Deduplicator {
         }
         Ok(Some(Deduplicator {
             base: transaction.join(""),
-            blocks: Blocks::of(store.disk())?,
+            smallest: smallest_shared(store.disk())?,
             known: Mutex::new(index::Known::load(store)?),
         }))
     }
@@ -145,7 +132,7 @@ impl LayerSink<'_> {
 
     /// The digest of a file that is worth being looked up.
     fn wanted<'f>(&self, file: &'f FileFacts<'_>) -> Option<&'f Digest> {
-        let smallest = self.dedup.blocks.smallest;
+        let smallest = self.dedup.smallest;
         file.digest.as_ref().filter(|_| file.size >= smallest)
     }
 }
@@ -159,15 +146,11 @@ impl FileSink for LayerSink<'_> {
         Ok(source.is_some_and(|source| rustix::fs::ioctl_ficlone(target, &source).is_ok()))
     }
 
-    fn written(&self, file: &FileFacts<'_>, filled: bool) -> io::Result<()> {
+    fn written(&self, file: &FileFacts<'_>) -> io::Result<()> {
         let Some(digest) = self.wanted(file) else {
             return Ok(());
         };
-        let saved = match filled {
-            true => file.size.next_multiple_of(self.dedup.blocks.size),
-            false => 0,
-        };
-        let pushed = self.index.lock().push(digest, file.size, file.path, saved);
+        let pushed = self.index.lock().push(digest, file.size, file.path);
         let offset = pushed?;
         self.dedup.known.lock().insert(digest, self.layer, offset);
         Ok(())

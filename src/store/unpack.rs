@@ -108,11 +108,11 @@ pub trait FileSink: Sync {
     /// End the unpacking.
     fn fill(&self, file: &FileFacts<'_>, target: BorrowedFd<'_>) -> io::Result<bool>;
 
-    /// The file is there as it is to be; `filled` is what [`fill`](Self::fill) answered.
+    /// The file is there as it is to be.
     ///
     /// # Errors
     /// End the unpacking.
-    fn written(&self, file: &FileFacts<'_>, filled: bool) -> io::Result<()>;
+    fn written(&self, file: &FileFacts<'_>) -> io::Result<()>;
 }
 
 /// How to unpack.

@@ -177,6 +177,10 @@ fn without_deduplication_nothing_is_shared() {
     }
     assert_eq!(df(&plain)["saved"], 0);
     assert!(df(&shared)["saved"].as_u64() > Some(30 * 180_000));
+    // Once only one of the two has the blocks, nothing is saved.
+    let remove = command(&shared, &["image", "rm", "one"]).output().unwrap();
+    expect_success(remove);
+    assert_eq!(df(&shared)["saved"], 0);
 }
 
 /// A write through one layer's file must not be seen in another's.

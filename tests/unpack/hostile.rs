@@ -901,7 +901,7 @@ fn a_full_disk_is_told_and_ends_everything() {
         ) -> io::Result<bool> {
             Err(rustix::io::Errno::NOSPC.into())
         }
-        fn written(&self, _: &rovl::store::unpack::FileFacts<'_>, _: bool) -> io::Result<()> {
+        fn written(&self, _: &rovl::store::unpack::FileFacts<'_>) -> io::Result<()> {
             Ok(())
         }
     }

@@ -513,7 +513,7 @@ fn compressed_layers_are_unpacked_and_digested_on_both_sides() {
 /// Notes files, and fills those whose content is `"known"`, with something else to be seen by.
 #[derive(Default)]
 struct Notes {
-    written: Mutex<Vec<(String, Option<Digest>, u64, bool)>>,
+    written: Mutex<Vec<(String, Option<Digest>, u64)>>,
 }
 
 impl FileSink for Notes {
@@ -529,9 +529,9 @@ impl FileSink for Notes {
         Ok(true)
     }
 
-    fn written(&self, file: &FileFacts<'_>, filled: bool) -> std::io::Result<()> {
+    fn written(&self, file: &FileFacts<'_>) -> std::io::Result<()> {
         let path = String::from_utf8_lossy(file.path).into_owned();
-        let note = (path, file.digest, file.size, filled);
+        let note = (path, file.digest, file.size);
         self.written.lock().unwrap().push(note);
         Ok(())
     }
@@ -560,11 +560,10 @@ fn the_store_is_told_of_files_and_may_fill_them() {
             (
                 "big".to_owned(),
                 Some(Digest::of(big.as_bytes())),
-                3_000_000,
-                false
+                3_000_000
             ),
-            ("d/known".to_owned(), Some(Digest::of(b"known")), 5, true),
-            ("small".to_owned(), Some(Digest::of(b"s")), 1, false),
+            ("d/known".to_owned(), Some(Digest::of(b"known")), 5),
+            ("small".to_owned(), Some(Digest::of(b"s")), 1),
         ]
     );
     assert_eq!(fs::read(place.root().join("d/known")).unwrap(), b"KNOWN");

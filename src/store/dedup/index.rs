@@ -1,7 +1,7 @@
 //! Which contents a layer has: one file a layer, and where each content is in memory during a load.
 //!
-//! A file is the magic, the bytes that the layer shares with others (8 bytes, little-endian), then a record for
-//! each file: SHA-256 (32), length (8), length of the path (4), the path.
+//! A file is the magic, then a record for each file: SHA-256 (32), length (8, little-endian), length of the path (4),
+//! the path.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Blocks;
+use super::smallest_shared;
 use crate::store::Store;
 use crate::store::codec::digest::{Digest, Hasher};
 use crate::store::disk::Disk;
@@ -24,8 +24,6 @@ use crate::store::layout;
 use crate::store::unpack::open_beneath;
 
 const MAGIC: &[u8; 8] = b"rovlidx1";
-/// Bytes before the first record.
-const HEAD: u64 = 16;
 /// Bytes of a record before its path.
 const FIXED: usize = 44;
 /// Bytes of records that wait to be written.
@@ -42,27 +40,25 @@ pub struct LayerIndex {
     pending: Vec<u8>,
     /// Bytes of the file.
     written: u64,
-    saved: u64,
 }
 
 impl LayerIndex {
     /// Begins the index's file at `path`, relative to the root.
     pub fn create(disk: &Disk, path: &Path) -> Result<LayerIndex> {
-        // The head is written at the end: until then it is no index.
+        // The magic is written at the end: until then it is no index.
         Ok(LayerIndex {
             file: disk.create(path, 0o600)?,
             path: disk.path(path),
             pending: Vec::new(),
-            written: HEAD,
-            saved: 0,
+            written: MAGIC.len() as u64,
         })
     }
 
-    /// Adds a file that shares `saved` bytes of blocks, and returns where its record begins in the index's file.
+    /// Adds a file, and returns where its record begins in the index's file.
     ///
     /// # Errors
     /// When the file can't be written.
-    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8], saved: u64) -> io::Result<u64> {
+    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8]) -> io::Result<u64> {
         if self.pending.len() >= PENDING {
             self.flush()?;
         }
@@ -72,7 +68,6 @@ impl LayerIndex {
         self.pending.extend_from_slice(&size.to_le_bytes());
         self.pending.extend_from_slice(&length.to_le_bytes());
         self.pending.extend_from_slice(path);
-        self.saved += saved;
         Ok(offset)
     }
 
@@ -85,9 +80,8 @@ impl LayerIndex {
 
     /// Completes the file. It is not synced.
     pub fn finish(&mut self) -> Result<()> {
-        let head = [*MAGIC, self.saved.to_le_bytes()].concat();
         self.flush()
-            .and_then(|()| self.file.write_all_at(&head, 0))
+            .and_then(|()| self.file.write_all_at(MAGIC, 0))
             .context("writing", &self.path)
     }
 
@@ -108,7 +102,7 @@ fn records(file: &[u8], mut each: impl FnMut(u64, Digest, u64, &[u8])) {
     if !file.starts_with(MAGIC) {
         return;
     }
-    let mut at = HEAD as usize;
+    let mut at = MAGIC.len();
     while let Some(fixed) = file.get(at..at + FIXED) {
         let (digest, rest) = fixed.split_at(32);
         let (size, length) = rest.split_at(8);
@@ -132,18 +126,6 @@ fn records(file: &[u8], mut each: impl FnMut(u64, Digest, u64, &[u8])) {
             path,
         );
         at = start + length;
-    }
-}
-
-/// Bytes that a layer shares with others, as its index has it.
-pub fn read_saved(disk: &Disk, id: &CacheId) -> u64 {
-    let mut head = [0; 16];
-    let read = File::open(disk.path(layout::file_index(id)))
-        .and_then(|file| std::io::Read::read_exact(&mut &file, &mut head));
-    let (magic, saved) = head.split_at(8);
-    match (read, saved.try_into()) {
-        (Ok(()), Ok(saved)) if magic == MAGIC => u64::from_le_bytes(saved),
-        _ => 0,
     }
 }
 
@@ -240,11 +222,10 @@ fn read_path(index: &File, offset: u64) -> Option<Vec<u8>> {
     Some(path)
 }
 
-/// Makes the index of a layer anew from its tree, at `to`, relative to the root. Nothing is known then of what it
-/// shares.
+/// Makes the index of a layer anew from its tree, at `to`, relative to the root.
 pub fn rebuild(disk: &Disk, id: &CacheId, to: &Path) -> Result<()> {
     let tree = &disk.path(layout::layer_diff(id));
-    let blocks = Blocks::of(disk)?;
+    let smallest = smallest_shared(disk)?;
     let root = File::open(tree).context("opening", tree)?;
     let mut index = LayerIndex::create(disk, to)?;
     let mut todo = vec![PathBuf::new()];
@@ -256,12 +237,12 @@ pub fn rebuild(disk: &Disk, id: &CacheId, to: &Path) -> Result<()> {
             let metadata = entry.metadata().context("looking at", entry.path())?;
             if metadata.is_dir() {
                 todo.push(relative);
-            } else if metadata.is_file() && metadata.len() >= blocks.smallest {
+            } else if metadata.is_file() && metadata.len() >= smallest {
                 let bytes = relative.as_os_str().as_bytes();
                 let file = open_beneath(root.as_fd(), bytes).context("opening", entry.path())?;
                 let (digest, size) = hash(file).context("reading", entry.path())?;
                 index
-                    .push(&digest, size, bytes, 0)
+                    .push(&digest, size, bytes)
                     .context("writing", disk.path(to))?;
             }
         }
@@ -290,15 +271,14 @@ mod tests {
         let disk = Disk::new(place.path().to_owned(), false, None);
         let mut index = LayerIndex::create(&disk, Path::new("index")).unwrap();
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        let first = index.push(&one, 5000, b"a/b", 0).unwrap();
+        let first = index.push(&one, 5000, b"a/b").unwrap();
         assert_eq!(index.path_at(first).unwrap(), b"a/b");
         index.flush().unwrap();
-        let second = index.push(&two, 6000, b"c", 8192).unwrap();
+        let second = index.push(&two, 6000, b"c").unwrap();
         assert_eq!(index.path_at(first).unwrap(), b"a/b");
         assert_eq!(index.path_at(second).unwrap(), b"c");
         index.finish().unwrap();
         let file = fs::read(place.path().join("index")).unwrap();
-        assert_eq!(file[8..16], 8192_u64.to_le_bytes());
         let mut found = Vec::new();
         records(&file, |offset, digest, size, path| {
             found.push((offset, digest, size, path.to_vec()));

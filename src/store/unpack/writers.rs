@@ -231,7 +231,6 @@ impl Worker<'_> {
     fn create(&self, job: &Job, body: Body) -> io::Result<()> {
         let hash = self.hash && job.sparse.is_none();
         let mut target = Target::create(job)?;
-        let mut filled = false;
         let facts = |digest| FileFacts {
             path: &job.path,
             size: job.size,
@@ -240,9 +239,10 @@ impl Worker<'_> {
         let facts = match body {
             Body::Whole(pieces) => {
                 let facts = facts(hash.then(|| digest_of(&pieces)));
-                if let Some(sink) = self.sink {
-                    filled = sink.fill(&facts, target.file.as_fd())?;
-                }
+                let filled = match self.sink {
+                    Some(sink) => sink.fill(&facts, target.file.as_fd())?,
+                    None => false,
+                };
                 for piece in pieces.iter().filter(|_| !filled) {
                     target.write(piece.bytes())?;
                 }
@@ -265,14 +265,14 @@ impl Worker<'_> {
                 }
                 let facts = facts(hash.then(|| hasher.finish().0));
                 if let Some(sink) = self.sink {
-                    filled = sink.fill(&facts, target.file.as_fd())?;
+                    sink.fill(&facts, target.file.as_fd())?;
                 }
                 facts
             }
         };
         target.finish(job, self.attributes)?;
         match self.sink {
-            Some(sink) => sink.written(&facts, filled),
+            Some(sink) => sink.written(&facts),
             None => Ok(()),
         }
     }
