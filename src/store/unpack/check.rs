@@ -179,8 +179,13 @@ impl Checker {
             sparse.body(bytes);
         }
         self.left = self.left.saturating_sub(bytes.len() as u64);
-        if self.left == 0
-            && let Some((key, path, sparse)) = self.sparse.take()
+        if self.left == 0 {
+            self.end_of_body();
+        }
+    }
+
+    fn end_of_body(&mut self) {
+        if let Some((key, path, sparse)) = self.sparse.take()
             && !sparse.is_as_recorded()
         {
             self.note(key, format!("{}: its content is another one", shown(&path)));
@@ -206,6 +211,9 @@ impl Checker {
                 self.know(parent);
                 self.object(&path, parent, name, &entry);
             }
+        }
+        if entry.stored == 0 {
+            self.end_of_body();
         }
         Ok(())
     }
@@ -249,6 +257,11 @@ impl Checker {
         entry: &Entry,
         target: &[u8],
     ) -> Result<Option<Fault>, Errno> {
+        // Links that AUFS kept for itself: Docker knows them.
+        let path = CleanPath::new(target, usize::MAX);
+        if path.is_ok_and(|path| meaning(&path) == Ok(Meaning::Ignored)) {
+            return Ok(None);
+        }
         let found = Found::at(dir, name)?;
         let target = self.target(target);
         let Some((found, (key, target))) = found.zip(target) else {
