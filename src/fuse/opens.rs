@@ -6,10 +6,10 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 
 use super::passthrough::Paths;
-use super::service::{Created, Done, Filesystem, caller, fits, in_group};
+use super::service::{Created, Done, Filesystem, caller, fits};
 use super::wire::reply::{self, Opened, Out};
 use super::wire::request::{Header, Op, OpenIn};
-use crate::overlay::{ContentsAt, NewNode, SetAttr};
+use crate::overlay::{ContentsAt, NewNode};
 
 /// What an open is for.
 #[derive(Clone, Copy)]
@@ -24,11 +24,10 @@ struct Purpose {
 impl Purpose {
     fn of(open: &OpenIn) -> Purpose {
         let access = open.flags & libc::O_ACCMODE.cast_unsigned();
-        let truncates = open.flags & libc::O_TRUNC.cast_unsigned() != 0;
         let reads_only = access == libc::O_RDONLY.cast_unsigned();
         Purpose {
             flags: OFlags::from_bits_retain(open.flags),
-            writes: !reads_only || truncates,
+            writes: !reads_only,
             may_map: !reads_only && access != libc::O_WRONLY.cast_unsigned(),
         }
     }
@@ -58,7 +57,7 @@ impl Filesystem {
     fn open(&self, head: &Header, open: &OpenIn, out: &mut Out<'_>) -> Done {
         let paths = self.paths.as_ref().ok_or(Errno::NOSYS)?;
         let purpose = Purpose::of(open);
-        let through = !purpose.writes || self.prepare_to_write(head, (open, purpose))?;
+        let through = !purpose.writes || self.writes_may_pass(head.node, purpose)?;
         let (opened, news) = self.answer_open(paths, head.node, through, purpose)?;
         if news
             && let Some(notifier) = self.notifier.get()
@@ -70,34 +69,16 @@ impl Filesystem {
         fits(reply::opened(out, &opened))
     }
 
-    /// Does what an open for writing brings with it: the truncation, and the copy-up unless it is WRITE that
-    /// will bring it. Gives whether the open may be passed through.
-    fn prepare_to_write(
-        &self,
-        head: &Header,
-        (open, purpose): (&OpenIn, Purpose),
-    ) -> Result<bool, Errno> {
-        let node = head.node;
+    /// May an open for writing be passed through, as far as the file's attributes go?
+    ///
+    /// # Errors
+    /// `EROFS`, and `EPERM` for a protected file.
+    fn writes_may_pass(&self, node: u64, purpose: Purpose) -> Result<bool, Errno> {
         if self.overlay.is_read_only() {
             return Err(Errno::ROFS);
         }
         let watched = self.overlay.watches_writes(node, purpose.flags)?;
-        if purpose.flags.contains(OFlags::TRUNC) {
-            let in_group = |gid| in_group(head, gid);
-            let unprivileged = open
-                .kill_suidgid
-                .then_some(&in_group as &dyn Fn(u32) -> bool);
-            let set = SetAttr {
-                size: Some(0),
-                ..SetAttr::default()
-            };
-            self.overlay.setattr(node, &set, unprivileged)?;
-        }
-        if watched || self.overlay.has_privileges(node)? {
-            return Ok(false);
-        }
-        self.overlay.bring_contents_up(node)?;
-        Ok(true)
+        Ok(!watched && !self.overlay.has_privileges(node)?)
     }
 
     /// The answer, and whether the attributes of the node are not to be cached from now on.

@@ -12,8 +12,9 @@
 //! [`Paths`] counts the opens of each node as the kernel does, and answers each open in the mode that the node
 //! is in. The first open decides:
 //!
-//! - Contents in upper: passed through. An open that writes copies up before.
-//! - Contents in a lower: passed through if the mount has no upper; cached otherwise. The contents of such a
+//! - Contents in upper: passed through.
+//! - Contents in a lower: passed through if the mount has no upper; cached otherwise, also if they are to be
+//!   written: nothing is copied up before it has to be, and a truncation may come first. The contents of such a
 //!   file can move to upper while it is open, its backing file can't, so a reader of the lower would go
 //!   on reading what is old: `tail -f` sees no new lines, SQLite mixes pages of before and after a
 //!   checkpoint. (To give later opens another node, by answering `ESTALE`, was tried: it works, and locks

@@ -294,8 +294,9 @@ pub(super) fn wanted(options: &SessionOptions, passes_through: bool) -> Wanted {
     }
     if passes_through {
         flags &= !(init::WRITEBACK_CACHE | init::NO_OPEN_SUPPORT);
-        // OPENs are sent: each brings its truncation along.
-        flags |= init::PASSTHROUGH | init::ATOMIC_O_TRUNC;
+        // No ATOMIC_O_TRUNC: an OPEN that truncates comes before the kernel finds that the file is being executed
+        // (fs/namei.c, `do_open`), and `O_RDONLY | O_TRUNC` would empty a running program.
+        flags |= init::PASSTHROUGH;
     }
     Wanted {
         flags,

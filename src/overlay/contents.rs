@@ -5,7 +5,6 @@ use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 
 use super::Overlay;
-use super::copy_up::CopyData;
 use super::file::open_for;
 use super::node::{Node, Place};
 use crate::sys::xattr;
@@ -60,15 +59,6 @@ impl Overlay {
         }
     }
 
-    /// Makes sure that a file's contents are in upper.
-    ///
-    /// # Errors
-    /// Those of a copy-up.
-    pub fn bring_contents_up(&self, id: u64) -> Result<(), Errno> {
-        let node = self.file_node(id)?;
-        self.ensure_upper(&node, CopyData::All)
-    }
-
     /// Does each change of a file's contents have to be looked at, because it is immutable or append-only?
     /// Says `EPERM` for an open that no such file allows.
     ///
@@ -78,9 +68,8 @@ impl Overlay {
         let node = self.file_node(id)?;
         let protection = node.protection();
         let writes = open.intersects(OFlags::WRONLY | OFlags::RDWR);
-        let appends = open.contains(OFlags::APPEND) && !open.contains(OFlags::TRUNC);
-        let refused = (writes || open.contains(OFlags::TRUNC))
-            && (protection.immutable || (protection.append_only && !appends));
+        let refused = writes
+            && (protection.immutable || (protection.append_only && !open.contains(OFlags::APPEND)));
         match refused {
             true => Err(Errno::PERM),
             false => Ok(protection.any()),

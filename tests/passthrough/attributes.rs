@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
 
-use crate::bench::{content, counter, layers_with, mount, some_bytes};
+use crate::bench::{content, copy_up, counter, layers_with, mount, some_bytes};
 use crate::support::files::{Map, cut_power, open_rw};
 use crate::support::{LoopFs, Scratch, is_running, wait_until};
 
@@ -44,6 +44,9 @@ fn sizes_and_times_follow_every_write() {
     let mounted = mount(&layers, &[]);
     for name in ["file", "new"] {
         let (path, upper) = (mounted.path(name), layers.upper.join(name));
+        if name == "file" {
+            copy_up(&path);
+        }
         let mut open = OpenOptions::new();
         open.write(true).create(true);
         let writer = open.open(&path).unwrap();
@@ -85,6 +88,7 @@ fn times_follow_writes_through_a_mapping() {
     let layers = layers_with(&scratch, &some_bytes());
     let mounted = mount(&layers, &[]);
     let (path, upper) = (mounted.path("file"), layers.upper.join("file"));
+    copy_up(&path);
     let first = shown(&fs::metadata(&path).unwrap());
     let file = open_rw(&path);
     let map = Map::new(&file, true);

@@ -4,8 +4,10 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::support::files::open_rw;
 use crate::support::{Layers, Mounted, Scratch, Subject, pattern, require_root};
 
 /// A mount of one lower with opens passed through.
@@ -75,4 +77,12 @@ pub fn cached_pages(file: &File) -> u64 {
     };
     assert_eq!(result, 0, "cachestat: {}", std::io::Error::last_os_error());
     counts[0]
+}
+
+/// Has a file of the lower copied up: what opens it from then on is passed through.
+pub fn copy_up(path: &Path) {
+    let file = open_rw(path);
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).unwrap();
+    file.write_all_at(&first, 0).unwrap();
 }

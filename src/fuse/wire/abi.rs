@@ -50,7 +50,6 @@ pub(in crate::fuse) mod opcode {
 pub(in crate::fuse) mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     /// OPEN says whether to truncate.
-    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The server applies the umask.
     pub const DONT_MASK: u64 = 1 << 6;
@@ -102,8 +101,6 @@ pub(in crate::fuse) mod fopen {
     pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
-/// OPEN, CREATE: the truncation takes set-id bits away, the caller lacking `CAP_FSETID`.
-pub(in crate::fuse) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// WRITE: the caller lacks `CAP_FSETID`.
 pub(in crate::fuse) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// SETXATTR of an access ACL: the caller is not in the group and lacks `CAP_FSETID`.

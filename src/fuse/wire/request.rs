@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 
 use super::abi::{
-    self, FSYNC_DATA_ONLY, OPEN_KILL_SUIDGID, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID,
-    WRITE_KILL_SUIDGID, fattr, opcode,
+    self, FSYNC_DATA_ONLY, REQUEST_HEADER, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, fattr,
+    opcode,
 };
 use super::extension;
 use super::fields::{Body, Fields, Malformed};
@@ -73,10 +73,8 @@ pub(in crate::fuse) struct SetAttrIn {
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::fuse) struct OpenIn {
-    /// `O_*`, without those that concern the name.
+    /// `O_*`, without those that concern the name, and without `O_TRUNC`: that comes as SETATTR.
     pub flags: u32,
-    /// The truncation takes set-id bits away: the caller lacks `CAP_FSETID`.
-    pub kill_suidgid: bool,
 }
 
 /// Bytes of one file to go to another.
@@ -313,11 +311,7 @@ impl<'a> Op<'a> {
                 let (mut fixed, mut rest) = body.split(16)?;
                 let flags = fixed.u32()?;
                 let (mode, umask) = (fixed.u32()?, fixed.u32()?);
-                let kill_suidgid = fixed.u32()? & OPEN_KILL_SUIDGID != 0;
-                let open = OpenIn {
-                    flags,
-                    kill_suidgid,
-                };
+                let open = OpenIn { flags };
                 let name = rest.name()?;
                 extension::check(header, rest)?;
                 match header.opcode {
@@ -531,7 +525,6 @@ fn decode_open(body: Body<'_>) -> Result<OpenIn, Malformed> {
     let (mut fixed, _) = body.split(8)?;
     Ok(OpenIn {
         flags: fixed.u32()?,
-        kill_suidgid: fixed.u32()? & OPEN_KILL_SUIDGID != 0,
     })
 }
 
