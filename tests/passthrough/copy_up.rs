@@ -1,10 +1,11 @@
 //! Copy-up while somebody reads the lower: nobody gets an error, and nothing writes to the lower.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::SeekFrom;
 
@@ -232,7 +233,7 @@ fn what_is_forgotten_leaves_nothing_behind() {
     assert_eq!(counter(&mounted, "open_nodes"), 3);
     drop(files);
     sh(mounted.root(), "rm -- *");
-    let forgotten = wait_until(std::time::Duration::from_secs(10), || {
+    let forgotten = wait_until(Duration::from_secs(10), || {
         ["backing_files", "open_nodes", "written_nodes"]
             .iter()
             .all(|name| counter(&mounted, name) == 0)
@@ -277,7 +278,17 @@ fn a_running_program_is_not_truncated() {
     let mounted = mount(&layers, &[]);
     let program = mounted.path("program");
     fs::copy("/bin/sleep", &program).unwrap();
-    let mut running = Command::new(&program).arg("30").spawn().unwrap();
+    // A child that another thread has just forked may have the copy open for writing for a moment.
+    let mut running = None;
+    let started = wait_until(Duration::from_secs(10), || {
+        match Command::new(&program).arg("30").spawn() {
+            Ok(child) => running = Some(child),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::ExecutableFileBusy),
+        }
+        running.is_some()
+    });
+    assert!(started, "it can't be executed");
+    let mut running = running.unwrap();
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::TRUNC;
     let opened = rustix::fs::open(&program, flags, rustix::fs::Mode::empty());
     let length = fs::metadata(&program).unwrap().len();
