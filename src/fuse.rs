@@ -57,10 +57,11 @@
 //! | the same, first time | 112 µs | 221 µs | 282 µs |
 //!
 //! An open costs 50 µs more, a MiB 0.3 ms less: it pays for files above some 200 KiB that are read as a whole,
-//! and few are that large. (With an upper, medians of `tools/bench --quick`, cached being `writeback=on`: 128 MiB written and synced 0.54 s
-//! and 0.31 s, 4 KiB written to a mapping 81 µs and 1.9 µs, by `O_DIRECT` 1,467 µs and 107 µs, `grep -r`
-//! 52 ms and 140 ms.) So it is not the default, and who asks for it knows their files. `auto` takes it where
-//! there is no upper: every file is passed through then, and many mounts of the same layers hold their pages once.
+//! and few are that large. (With an upper, medians of `tools/bench --quick`, cached being `writeback=on`: 128 MiB
+//! written and synced 0.54 s and 0.31 s, 4 KiB written to a mapping 81 µs and 1.9 µs, by `O_DIRECT` 1,467 µs and
+//! 107 µs, `grep -r` 52 ms and 140 ms.) So it is not the default, and who asks for it knows their files. `auto`
+//! takes it where there is no upper: every file is passed through then, and many mounts of the same layers hold
+//! their pages once.
 //! To answer opens of large files alone is not possible: `ENOSYS` is for the whole connection.
 //!
 //! Names, attributes and absence of names are cached by the kernel without end: nobody else writes
