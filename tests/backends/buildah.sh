@@ -17,7 +17,7 @@ in_image() {
     local container rc=0
     container=$(buildah from "$1")
     shift
-    buildah run "$container" -- "$@" || rc=$?
+    buildah run --network none "$container" -- "$@" || rc=$?
     buildah rm "$container" >/dev/null
     return $rc
 }
@@ -25,16 +25,16 @@ in_image() {
 scenario_run() {
     local c
     c=$(buildah from bb:1)
-    buildah run "$c" -- echo hello
-    buildah run "$c" -- sh -c 'rm /etc/issue; mkdir /etc/issue; echo x >/etc/issue/x; rm -rf /usr/share/tree; mkdir /usr/share/tree'
+    buildah run --network none "$c" -- echo hello
+    buildah run --network none "$c" -- sh -c 'rm /etc/issue; mkdir /etc/issue; echo x >/etc/issue/x; rm -rf /usr/share/tree; mkdir /usr/share/tree'
     # The next process sees what the last one left.
-    buildah run "$c" -- sh -c 'cat /etc/issue/x; ls /usr/share/tree | wc -l; exit 7' || echo "exit $?"
-    buildah run --user 1000:1000 "$c" -- sh -c 'echo x >/tmp/x; cat /tmp/x; mkdir /tmp/d; mv /tmp/x /tmp/d/y; cat /tmp/d/y; rm /etc/passwd || echo refused' 2>/dev/null
+    buildah run --network none "$c" -- sh -c 'cat /etc/issue/x; ls /usr/share/tree | wc -l; exit 7' || echo "exit $?"
+    buildah run --network none --user 1000:1000 "$c" -- sh -c 'echo x >/tmp/x; cat /tmp/x; mkdir /tmp/d; mv /tmp/x /tmp/d/y; cat /tmp/d/y; rm /etc/passwd || echo refused' 2>/dev/null
     mkdir -p dir
     echo host >dir/host
-    buildah run -v "$PWD/dir:/mnt" "$c" -- sh -c 'cat /mnt/host; echo back >/mnt/back'
+    buildah run --network none -v "$PWD/dir:/mnt" "$c" -- sh -c 'cat /mnt/host; echo back >/mnt/back'
     cat dir/back
-    buildah run -v "$PWD/dir:/mnt:O" "$c" -- sh -c 'rm /mnt/host; ls /mnt'
+    buildah run --network none -v "$PWD/dir:/mnt:O" "$c" -- sh -c 'rm /mnt/host; ls /mnt'
     ls dir
     buildah rm "$c" >/dev/null
 }
@@ -49,7 +49,7 @@ scenario_build() {
     c=$(buildah from built:1)
     # shellcheck disable=SC2030 # for this command
     buildah config --env T0="$T0" "$c"
-    buildah run "$c" -- sh -c "$FACTS"
+    buildah run --network none "$c" -- sh -c "$FACTS"
     buildah rm "$c" >/dev/null
 }
 
@@ -61,7 +61,7 @@ scenario_whiteouts() {
     }
     c=$(buildah from layers:1)
     buildah config --env T0="$T0" "$c"
-    buildah run "$c" -- sh -c "$BUSYBOX_FACTS"
+    buildah run --network none "$c" -- sh -c "$BUSYBOX_FACTS"
     buildah rm "$c" >/dev/null
     # All steps in one layer.
     buildah build --network none --layers=false -t squashed:1 . >/dev/null 2>&1
@@ -71,13 +71,13 @@ scenario_whiteouts() {
 scenario_commit() {
     local c
     c=$(buildah from layers:1)
-    buildah run "$c" -- sh -c 'rm -rf /usr/share/tree; mkdir /usr/share/tree; echo new >/usr/share/tree/new; rm /etc/issue
+    buildah run --network none "$c" -- sh -c 'rm -rf /usr/share/tree; mkdir /usr/share/tree; echo new >/usr/share/tree/new; rm /etc/issue
         rm -rf /usr/share/many; chown -R 33:33 /srv; mkdir -p /opt/a/b; echo x >/opt/a/b/c; rm -rf /usr/share/locale; mkdir /usr/share/locale'
     buildah config --cmd 'cat /opt/a/b/c' --env A=b "$c"
     buildah commit -q --rm "$c" committed:1 >/dev/null
     c=$(buildah from committed:1)
     buildah config --env T0="$T0" "$c"
-    buildah run "$c" -- sh -c "$BUSYBOX_FACTS; echo \$A"
+    buildah run --network none "$c" -- sh -c "$BUSYBOX_FACTS; echo \$A"
     buildah commit -q --squash --rm "$c" committed:2 >/dev/null
     in_image committed:2 sh -c 'find /usr /srv /opt | sort'
 }
@@ -90,9 +90,9 @@ scenario_cp() {
     c=$(buildah from layers:1)
     buildah copy -q "$c" in /srv/dir >/dev/null
     buildah copy -q --chown 33:33 --chmod 640 "$c" in/one /etc/issue >/dev/null
-    buildah run "$c" -- sh -c 'find /srv | sort; cat /etc/issue; stat -c "%a %u:%g" /etc/issue'
+    buildah run --network none "$c" -- sh -c 'find /srv | sort; cat /etc/issue; stat -c "%a %u:%g" /etc/issue'
     buildah copy -q --from committed:1 "$c" /opt/a /opt/copied >/dev/null
-    buildah run "$c" -- find /opt
+    buildah run --network none "$c" -- find /opt
     buildah rm "$c" >/dev/null
 }
 
@@ -103,7 +103,7 @@ scenario_mount() {
     # shellcheck disable=SC2016
     in_engine sh -euc 'm=$(buildah mount "$1"); cd "$m"; ls usr/share; rm -rf usr/share/tree; mkdir usr/share/tree; echo x >usr/share/tree/x
         echo mounted >srv/mounted; chown 12:34 srv/mounted; mv usr/share/plain usr/share/moved; cd /; buildah umount "$1" >/dev/null' sh "$c"
-    buildah run "$c" -- sh -c 'find /usr/share /srv | sort; stat -c %u:%g /srv/mounted'
+    buildah run --network none "$c" -- sh -c 'find /usr/share /srv | sort; stat -c %u:%g /srv/mounted'
     buildah rm "$c" >/dev/null
 }
 
@@ -124,7 +124,7 @@ scenario_two_at_once() {
     for i in 1 2 3 4; do
         (
             c=$(buildah from --name "at-once-$i" layers:1)
-            buildah run "$c" -- sh -c "for n in \$(seq 200); do echo $i >/usr/share/tree/$i-\$n; done; echo $i >/etc/issue; ls /usr/share/tree | wc -l; cat /etc/issue"
+            buildah run --network none "$c" -- sh -c "for n in \$(seq 200); do echo $i >/usr/share/tree/$i-\$n; done; echo $i >/etc/issue; ls /usr/share/tree | wc -l; cat /etc/issue"
         ) >"$i" &
         pids+=($!)
     done
@@ -147,7 +147,7 @@ scenario_killed() {
     local c before pid
     before=$(daemons)
     c=$(buildah from layers:1)
-    buildah run "$c" -- sh -c 'echo kept >/srv/kept; sync; sleep 1000' >/dev/null 2>&1 &
+    buildah run --network none "$c" -- sh -c 'echo kept >/srv/kept; sync; sleep 1000' >/dev/null 2>&1 &
     if [ "$DRIVER" = kernel ]; then
         sleep 1
         pkill -9 -x sleep || true
@@ -160,7 +160,7 @@ scenario_killed() {
     fi
     wait $! || true
     buildah umount "$c" >/dev/null 2>&1 || true
-    buildah run "$c" -- sh -c 'cat /srv/kept; ls /usr/share/tree; echo again >/srv/kept; cat /srv/kept'
+    buildah run --network none "$c" -- sh -c 'cat /srv/kept; ls /usr/share/tree; echo again >/srv/kept; cat /srv/kept'
     buildah rm "$c" >/dev/null
     in_image layers:1 ls /srv
 }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016,SC2086,SC2094
 # The scenarios of podman and docker, whose command lines agree. $E is either.
 
 # The images, once a machine: `bb`, of busybox alone, and `layers`, with what storages make of removed things.
@@ -354,8 +354,8 @@ scenario_readme() {
         readme_commands dockerd
         rm -f $BIN/fuse-overlayfs
         # There is no systemd here to do it.
+        # shellcheck disable=SC2317 # the README's commands call it
         systemctl() { dockerd_stop && dockerd_start; }
-        sudo() { "$@"; }
         if [ "$PRIVILEGE" = rootless ]; then sed -i "s|/etc/docker|$HOME/.config/docker|g" commands.sh; fi
         set -x
         # shellcheck source=/dev/null
@@ -363,6 +363,31 @@ scenario_readme() {
         return
     fi
     bash -xeuo pipefail commands.sh
+}
+
+# For tools/bench-engines: milliseconds, on stdout. The machine is entered once a round; its storage stays.
+milliseconds() {
+    local start
+    start=$(date +%s%N)
+    "$@" >milliseconds.log 2>&1 || fail "$(tail -n 5 milliseconds.log)"
+    echo $((($(date +%s%N) - start) / 1000000))
+}
+
+scenario_time_build() {
+    # On fuse-overlayfs 2.0.0 apt-get gets EIO, and git as a plain user EACCES: without them there is a time to compare.
+    sed -e 's/apt-get install -y --no-install-recommends/dpkg -i/' -e 's/apt-get purge -y/dpkg --purge/' -e '/^USER/d' \
+        "$SCRIPTS/Containerfile" >Containerfile
+    if ! [ -d debs ]; then cp -r "$ASSETS/debs" .; fi
+    milliseconds $E build --no-cache --network none -t built:1 -f Containerfile .
+    $E image prune -f >/dev/null
+}
+
+scenario_time_run() {
+    local i
+    $E image exists built:1 || $E tag base:1 built:1
+    # The first one after a start of the machine makes the user namespace and what is beneath /run.
+    run built:1 true
+    for i in 1 2 3 4 5; do milliseconds run built:1 true; done | sort -n | sed -n 3p
 }
 
 # Nothing is left: no process of the driver, no mount.

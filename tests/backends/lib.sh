@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2013,SC2034
 # What the scenarios share. Their stdout must be the same whatever the driver: it is compared with what the
 # kernel's overlayfs gives.
 

@@ -11,7 +11,7 @@ use crate::programs::Version;
 use crate::support::{Scratch, rovl_bin};
 
 /// Seconds that one scenario may take.
-const LIMIT: u64 = 300;
+const LIMIT: u64 = 600;
 /// What `timeout` returns for what took longer.
 const TIMED_OUT: i32 = 124;
 
@@ -45,17 +45,60 @@ impl Engine {
     pub fn scenarios(self) -> &'static [&'static str] {
         match self {
             Engine::Podman => &[
-                "import", "run", "exec", "whiteouts", "commit", "diff", "cp", "save-load", "read-only", "userns",
-                "volumes", "two-at-once", "prune", "killed", "restarted", "lazy", "switch", "build", "git",
+                "import",
+                "run",
+                "exec",
+                "whiteouts",
+                "commit",
+                "diff",
+                "cp",
+                "save-load",
+                "read-only",
+                "userns",
+                "volumes",
+                "two-at-once",
+                "prune",
+                "killed",
+                "restarted",
+                "lazy",
+                "switch",
+                "build",
+                "git",
                 "nothing-left",
             ],
             Engine::Buildah => &[
-                "import", "run", "whiteouts", "commit", "cp", "mount", "save-load", "two-at-once", "prune", "killed",
-                "build", "nothing-left",
+                "import",
+                "run",
+                "whiteouts",
+                "commit",
+                "cp",
+                "mount",
+                "save-load",
+                "two-at-once",
+                "prune",
+                "killed",
+                "build",
+                "nothing-left",
             ],
             Engine::Dockerd => &[
-                "import", "run", "exec", "whiteouts", "commit", "diff", "cp", "save-load", "read-only", "volumes",
-                "two-at-once", "prune", "killed", "restarted", "lazy", "build", "git", "nothing-left",
+                "import",
+                "run",
+                "exec",
+                "whiteouts",
+                "commit",
+                "diff",
+                "cp",
+                "save-load",
+                "read-only",
+                "volumes",
+                "two-at-once",
+                "prune",
+                "killed",
+                "restarted",
+                "lazy",
+                "build",
+                "git",
+                "nothing-left",
             ],
         }
     }
@@ -149,7 +192,9 @@ pub fn run(
     )
     .unwrap();
     let child = Command::new("unshare")
-        .args("--mount --pid --fork --kill-child --mount-proc --propagation private bash".split(' '))
+        .args(
+            "--mount --pid --fork --kill-child --mount-proc --propagation private bash".split(' '),
+        )
         .arg(copy.join("machine.sh"))
         .args(scenarios)
         .env("ENGINE", engine.name())

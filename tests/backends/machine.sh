@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 # One machine: an engine as root or without root, with one driver. Started in a mount and a pid namespace of its own, where
 # everything that is mounted or started here ends with it. Runs the scenarios that are its arguments one after
 # the other and leaves NAME.out, NAME.err, NAME.rc and NAME.time of each in $OUT.
@@ -16,7 +16,7 @@ unset CONTAINERS_CONF CONTAINERS_STORAGE_CONF STORAGE_DRIVER STORAGE_OPTS DOCKER
 
 # The machine's own directories over the real ones: nothing of this stays.
 private_directories() {
-    local file dir
+    local file
     mount --make-rshared /
     mount -t tmpfs -o mode=755 none /run
     # crun takes a host with both cgroup hierarchies for one with the second only.
@@ -95,7 +95,7 @@ if [ "$PRIVILEGE" = rootless ]; then
     export XDG_RUNTIME_DIR=/run/user/$USER_ID USER=rovler
     mkdir -p "$XDG_RUNTIME_DIR" && chmod 700 "$XDG_RUNTIME_DIR"
     chown -R $USER_ID:$USER_ID "$HOME" "$OUT" "$XDG_RUNTIME_DIR" "$DIR/bin"
-    AS=(setpriv --reuid $USER_ID --regid $USER_ID --clear-groups)
+    AS=(setpriv --reuid "$USER_ID" --regid "$USER_ID" --clear-groups)
 fi
 cd "$HOME"
 exec "${AS[@]}" bash "$SCRIPTS/run.sh" "$@"

@@ -119,12 +119,18 @@ fn row(
     let kernel_fails = verdicts[0].is_some_and(|verdict| verdict != Verdict::Ok);
     if kernel_fails && known.is_none() {
         let stderr = tail(&kernel[name].stderr);
-        writeln!(problems, "{name}: fails on the kernel's overlayfs, so that it measures nothing: {stderr}").unwrap();
+        writeln!(
+            problems,
+            "{name}: fails on the kernel's overlayfs, so that it measures nothing: {stderr}"
+        )
+        .unwrap();
     }
     if verdicts[2] != Some(Verdict::Ok) {
         let outcome = &rovl[name];
         let stderr = tail(&outcome.stderr);
-        let difference = wanted.map_or_else(String::new, |wanted| difference(&wanted.stdout, &outcome.stdout));
+        let difference = wanted.map_or_else(String::new, |wanted| {
+            difference(&wanted.stdout, &outcome.stdout)
+        });
         writeln!(problems, "{name}: rovl: {}\n{difference}{stderr}", cells[2]).unwrap();
     }
 }
