@@ -120,10 +120,11 @@ fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptio
     let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
     SessionOptions {
         io_uring: options.io_uring.unwrap_or(IoUring::Off),
-        threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
+        threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        writeback: options.writeback.unwrap_or(passthrough != Passthrough::On),
+        // See `fuse`, "Data path".
+        writeback: options.writeback.unwrap_or(false),
         passthrough,
         max_write: options
             .max_write
@@ -202,10 +203,10 @@ mod tests {
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=1,threads=0").session;
         assert_eq!((session.max_write, session.threads), (MIN_WRITE, 1));
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=999999999").session;
-        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 4));
+        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 8));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
+            planned(Dialect::Rovl, "lowerdir=a,writeback=on")
                 .session
                 .writeback
         );

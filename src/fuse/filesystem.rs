@@ -132,11 +132,14 @@ impl Filesystem {
         }
         let chown = set.uid.is_some() || set.gid.is_some();
         // For a new size the flag means that the caller lacks CAP_FSETID. With a new owner it comes
-        // for everybody: set-user-id goes whoever asks, set-group-id without the right to execute
-        // stays for the privileged.
-        let privileged = chown && head.uid == 0;
-        let in_group = |gid| privileged || in_group(head, gid);
-        let drops = set.kill_suidgid || (chown && !privileged);
+        // for everybody: what a chown takes away whoever asks, the one of upper's file takes away;
+        // set-group-id without the right to execute stays for the privileged.
+        let drops = if chown {
+            head.uid != 0
+        } else {
+            set.kill_suidgid
+        };
+        let in_group = |gid| in_group(head, gid);
         let unprivileged = drops.then_some(&in_group as &dyn Fn(u32) -> bool);
         let set = SetAttr {
             perm: set.perm,

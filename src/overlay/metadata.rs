@@ -111,8 +111,7 @@ impl Overlay {
     ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
         // Times: those of cached writes to a file that is append-only.
-        let times_only =
-            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        let times_only = set.perm.is_none() && !set.changes_owner() && set.size.is_none();
         if times_only && !node.place.read().has_upper() && self.upper.is_some() {
             // The kernel's cache tells of times that it changed on its own, also of the ctime that
             // an unlink or link sets and nobody can: no reason to copy anything.
@@ -125,7 +124,12 @@ impl Overlay {
             node.check_changeable()?;
         }
         let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
-        self.ensure_upper(&node, data)?;
+        // Set-id bits that depend on the caller are looked at below.
+        let at_once = unprivileged.is_none() && set.changes_owner_or_mode_only();
+        let copy = self.ensure_upper_as(&node, data, at_once.then_some(set))?;
+        if let Some(copy) = copy.filter(|_| !self.ids.in_xattrs()) {
+            return self.attr_from(&node, &copy);
+        }
         if let Some(size) = set.size {
             if node.kind != Kind::File {
                 return Err(if node.kind == Kind::Dir {
@@ -146,8 +150,7 @@ impl Overlay {
             self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
-            let chown = set.uid.is_some() || set.gid.is_some();
-            if chown && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
+            if set.changes_owner() && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
                 self.clear_suidgid(dir, name, unprivileged)?;
             }
             self.set_owner_and_mode(dir, name, set)?;
