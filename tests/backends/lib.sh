@@ -22,11 +22,11 @@ try() {
 
 wait_for() {
     local i
-    for ((i = 0; i < 200; i++)); do
+    for ((i = 0; i < 1200; i++)); do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.05
     done
-    fail "not within 10 s: $*"
+    fail "not within 60 s: $*"
 }
 
 # The command that starts dockerd, with a storage driver unless its daemon.json says which.
