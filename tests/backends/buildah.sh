@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016
 # The scenarios of buildah.
 
 # The images, once a machine. `from scratch` needs no other engine.
