@@ -39,7 +39,7 @@ dockerd_command() {
     if [ "$PRIVILEGE" = rootless ]; then
         config=$HOME/.config/docker/daemon.json
         DOCKERD=(rootlesskit --net host --copy-up /etc --copy-up /run --propagation rslave --state-dir "$HOME/rootlesskit"
-            "${DOCKERD[@]}" --rootless --config-file "$config")
+            "${DOCKERD[@]}" --rootless)
     fi
     if [ -e "$config" ]; then return; fi
     if [ "$DRIVER" = kernel ]; then DOCKERD+=(--storage-driver overlay2); else DOCKERD+=(--storage-driver fuse-overlayfs); fi
