@@ -7,6 +7,8 @@
 mod ctl;
 mod daemon;
 mod helper;
+mod image;
+mod layer;
 mod logging;
 mod mount;
 mod mounted;
@@ -15,10 +17,14 @@ mod plan;
 mod serve;
 mod stat;
 mod state;
+mod store;
+mod stored;
 mod umount;
+mod userns;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +42,12 @@ Called as fuse-overlayfs, mount.rovl or mount.fuse.rovl, or as `rovl -o … MERG
 line of fuse-overlayfs and mount(8).\n\n\
 Exit codes: 0 done, 1 failed, 2 used wrongly.")]
 struct Cli {
+    /// The store (default: ROVL_ROOT, /var/lib/rovl for root, $XDG_DATA_HOME/rovl for others)
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Don't sync what is written to the store: for stores that may be lost
+    #[arg(long)]
+    no_sync: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -46,6 +58,12 @@ enum Command {
     Umount(umount::UmountArgs),
     Stat(stat::StatArgs),
     Ctl(ctl::CtlArgs),
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    #[command(subcommand)]
+    Layer(layer::LayerCommand),
+    #[command(subcommand)]
+    Store(store::StoreCommand),
 }
 
 /// A command that did not do what it was asked for.
@@ -79,7 +97,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         run_helper(&args)
     } else {
         match Cli::try_parse_from(&args) {
-            Ok(cli) => run_command(cli.command),
+            Ok(cli) => match enter_namespace(&cli.command, &args) {
+                Ok(Some(code)) => return code,
+                Ok(None) => run_command(cli),
+                Err(failure) => Err(failure),
+            },
             Err(error) => return report_clap(&error),
         }
     };
@@ -92,12 +114,36 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> Result<(), Failure> {
+/// The commands of the store are for root, be it of a user namespace.
+fn enter_namespace(command: &Command, args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     match command {
+        Command::Image(_) | Command::Layer(_) | Command::Store(_) => userns::enter(args),
+        Command::Mount(_) | Command::Umount(_) | Command::Stat(_) | Command::Ctl(_) => Ok(None),
+    }
+}
+
+fn run_command(cli: Cli) -> Result<(), Failure> {
+    let place = stored::Place {
+        root: cli.root,
+        sync: !cli.no_sync,
+    };
+    if matches!(
+        cli.command,
+        Command::Mount(_) | Command::Umount(_) | Command::Stat(_)
+    ) && (place.root.is_some() || !place.sync)
+    {
+        return Err(Failure::misused(
+            "--root and --no-sync are for the commands image, layer and store",
+        ));
+    }
+    match cli.command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Ctl(args) => ctl::run(&args),
+        Command::Image(command) => image::run(command, &place),
+        Command::Layer(command) => layer::run(command, &place),
+        Command::Store(command) => store::run(command, &place),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`sys`] | safe wrappers of the system calls that rustix lacks; the only `unsafe` | nothing of ours |
 //! | [`mod@format`] | what a layer looks like on disk; pure | `sys` |
 //! | [`overlay`] | the semantics of the merged tree, on directory file descriptors, without FUSE | `format`, `sys` |
+//! | [`store`] | the layer store: archives in and out of layer directories | `format`, `sys` |
 //! | [`fuse`] | the adapter between the kernel's FUSE requests and [`overlay`] | `overlay`, `format`, `sys` |
 //! | [`cli`] | the commands; the only module that prints | everything |
 //!
@@ -27,4 +28,5 @@ pub mod cli;
 pub mod format;
 pub mod fuse;
 pub mod overlay;
+pub mod store;
 pub mod sys;

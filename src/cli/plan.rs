@@ -48,7 +48,7 @@ pub struct MountPlan {
 /// Puts a plan together. `cwd` is what relative paths start from, `cpus` how many threads suit the machine.
 pub fn plan(options: MountOptions, invocation: Invocation, cwd: &Path, cpus: usize) -> MountPlan {
     let read_only = options.read_only || options.upper.is_none();
-    let session = session(&options, read_only, cpus);
+    let session = session(&options, invocation.dialect, read_only, cpus);
     let subtype = options
         .subtype
         .clone()
@@ -115,15 +115,24 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config
 }
 
-fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptions {
+fn session(
+    options: &MountOptions,
+    dialect: Dialect,
+    read_only: bool,
+    cpus: usize,
+) -> SessionOptions {
     // The data path that works everywhere, and the faster one for most, is the cached one.
-    let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
+    let passthrough = match (options.passthrough, dialect) {
+        (None, _) => Passthrough::Off,
+        (Some(Passthrough::On), Dialect::Helper) => Passthrough::Preferred,
+        (Some(asked), _) => asked,
+    };
     SessionOptions {
         io_uring: options.io_uring.unwrap_or(IoUring::Off),
         threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        // See `fuse`, "Data path".
+        // See `fuse`, "Data paths".
         writeback: options.writeback.unwrap_or(false),
         passthrough,
         max_write: options
@@ -210,6 +219,17 @@ mod tests {
                 .session
                 .writeback
         );
+    }
+
+    #[test]
+    fn what_can_not_be_had_ends_one_command_line_and_not_the_other() {
+        let asked = |dialect, raw| planned(dialect, raw).session.passthrough;
+        let on = "lowerdir=a,passthrough=on";
+        assert_eq!(asked(Dialect::Rovl, on), Passthrough::On);
+        assert_eq!(asked(Dialect::Helper, on), Passthrough::Preferred);
+        let auto = "lowerdir=a,passthrough=auto";
+        assert_eq!(asked(Dialect::Helper, auto), Passthrough::Auto);
+        assert_eq!(asked(Dialect::Helper, "lowerdir=a"), Passthrough::Off);
     }
 
     #[test]

@@ -119,6 +119,15 @@ impl Notifier {
         self.notify(&Notification::InvalInode { node, offset, len })
     }
 
+    /// The attributes of a node are not to be kept; its pages are.
+    ///
+    /// # Errors
+    /// What the kernel returns. Not knowing the node is none.
+    pub(super) fn inval_attributes(&self, node: u64) -> Result<(), Errno> {
+        let (offset, len) = (-1, 0);
+        self.notify(&Notification::InvalInode { node, offset, len })
+    }
+
     /// What a name leads to is not to be kept.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec, without_set_ids};
 use super::copy_up::CopyData;
+use super::fds::FdKey;
 use super::file::WriteHow;
 use super::ids::link_target;
 use super::index::UNKNOWN_LINKS;
@@ -94,8 +95,26 @@ impl Overlay {
     }
 
     pub(crate) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
-        let st = self.with_object(node, |dir, name| self.shown_at(dir, name))?;
+        let st = self.look_at(node, |dir, name| self.shown_at(dir, name))?;
         self.attr_from(node, &st)
+    }
+
+    /// Calls `look` for a node's topmost object, or for what is open of it where somebody removed that from its layer
+    /// behind our back, as engines remove a container whose tree is still mounted somewhere: who has a file open goes
+    /// on with it.
+    pub(crate) fn look_at(
+        &self,
+        node: &Node,
+        look: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<Statx, Errno>,
+    ) -> Result<Statx, Errno> {
+        match self.with_object(node, &look) {
+            Err(Errno::NOENT) if node.kind == Kind::File => {
+                let open = [FdKey::Write(node.id), FdKey::Read(node.id)];
+                let fd = open.into_iter().find_map(|key| self.fds.get(key));
+                look(fd.ok_or(Errno::NOENT)?.as_fd(), OsStr::new(""))
+            }
+            other => other,
+        }
     }
 
     /// Changes attributes; the object is copied up first.
