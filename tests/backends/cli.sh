@@ -300,7 +300,7 @@ scenario_lazy() {
         $2 lazy >/dev/null
         cat <&3
         echo after >&4
-        echo written' bash "$merged" "$remove"
+        stat -L -c %s /proc/self/fd/4' bash "$merged" "$remove"
     if [ "$DRIVER" != kernel ]; then
         [ "$(wc -w <<<"$pid")" = 1 ] || fail "daemons before: $before, new: $pid"
         wait_for sh -c "! kill -0 $pid"
