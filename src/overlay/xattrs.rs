@@ -49,7 +49,7 @@ impl Overlay {
             match xattr::get_or_errno(dir, name, &key) {
                 // A lower without ACLs: the kernel's check of permissions would fail with this error.
                 Err(Errno::OPNOTSUPP) if key.as_bytes().starts_with(ACLS) => Err(Errno::NODATA),
-                other => other,
+                other => self.ids.value_on_disk((dir, name), &key, other?),
             }
         })?;
         self.ids.shown_value(name, value)

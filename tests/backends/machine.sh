@@ -21,14 +21,21 @@ private_directories() {
     mount -t tmpfs -o mode=755 none /run
     # crun takes a host with both cgroup hierarchies for one with the second only.
     if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi
-    mkdir -p "$HOME" "$OUT" "$DIR/etc" "$DIR/bin" "$DIR/containers" "$DIR/lib" "$DIR/docker" "$DIR/lib-docker" "$DIR/tmp"
+    mkdir -p "$HOME" "$OUT" "$DIR/bin" "$DIR/lib" "$DIR/lib-docker" "$DIR/tmp"
     chmod 1777 "$DIR/tmp"
+    # The whole of /etc: a mount on one file goes as soon as the host replaces that file. What vanishes while it
+    # is copied is not needed. A user with 65,536 subordinate ids.
+    if ! [ -d "$DIR/etc" ]; then
+        cp -a /etc "$DIR/etc" || [ -s "$DIR/etc/passwd" ]
+        mkdir -p "$DIR/etc/containers" "$DIR/etc/docker"
+        rm -f "$DIR/etc/containers/storage.conf" "$DIR/etc/docker/daemon.json"
+        echo "rovler:x:$USER_ID:$USER_ID::$HOME:/bin/bash" >>"$DIR/etc/passwd"
+        echo "rovler:x:$USER_ID:" >>"$DIR/etc/group"
+        for file in subuid subgid; do echo "rovler:2000000:65536" >>"$DIR/etc/$file"; done
+    fi
+    mount --bind "$DIR/etc" /etc
     # Where engines keep their things, and /var/tmp, where they put archives.
-    mkdir -p /var/lib/containers /var/lib/docker /etc/docker /etc/containers
-    if [ -d /etc/containers ]; then cp -a /etc/containers/. "$DIR/containers"; fi
-    rm -f "$DIR/containers/storage.conf"
-    mount --bind "$DIR/containers" /etc/containers
-    mount --bind "$DIR/docker" /etc/docker
+    mkdir -p /var/lib/containers /var/lib/docker
     mount --bind "$DIR/lib" /var/lib/containers
     mount --bind "$DIR/lib-docker" /var/lib/docker
     mount --bind "$DIR/bin" $BIN
@@ -36,14 +43,6 @@ private_directories() {
     mkdir -p "$DIR/assets"
     mount --bind "$ASSETS" "$DIR/assets"
     export ASSETS=$DIR/assets
-    # A user with 65,536 subordinate ids.
-    for file in passwd group subuid subgid; do
-        if [ -e /etc/$file ]; then cp /etc/$file "$DIR/etc/$file"; else touch /etc/$file; fi
-    done
-    echo "rovler:x:$USER_ID:$USER_ID::$HOME:/bin/bash" >>"$DIR/etc/passwd"
-    echo "rovler:x:$USER_ID:" >>"$DIR/etc/group"
-    for file in subuid subgid; do echo "rovler:2000000:65536" >>"$DIR/etc/$file"; done
-    for file in passwd group subuid subgid; do mount --bind "$DIR/etc/$file" "/etc/$file"; done
 }
 
 # What the engine needs on any machine with neither systemd nor networks, whichever the driver.

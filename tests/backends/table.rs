@@ -15,14 +15,6 @@ const KERNEL_FAILS: &[(Privilege, &str, &str)] = &[(
     "a hard link to a file of a lower is another inode: git clone refuses it",
 )];
 
-/// What an engine itself breaks with every mount program: as long as fuse-overlayfs fails there too.
-const MOUNT_PROGRAMS_FAIL: &[(Engine, Privilege, &str, &str)] = &[(
-    Engine::Podman,
-    Privilege::Root,
-    "userns",
-    "podman 4.3 maps the ids of the lowers twice: by an idmapped mount and by uidmapping=",
-)];
-
 /// How a scenario went on one driver, against what it prints on the kernel's overlayfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -132,17 +124,6 @@ fn row(
             "{name}: fails on the kernel's overlayfs, so that it measures nothing: {stderr}"
         )
         .unwrap();
-    }
-    let engines_fault = MOUNT_PROGRAMS_FAIL
-        .iter()
-        .find(|(which, whose, scenario, _)| {
-            *which == engine && *whose == privilege && *scenario == name
-        });
-    if let (Some((.., reason)), Some(Verdict::Failed(_)), Some(Verdict::Failed(_))) =
-        (engines_fault, verdicts[1], verdicts[2])
-    {
-        writeln!(table, "{:32}{reason}", "").unwrap();
-        return;
     }
     if verdicts[2] != Some(Verdict::Ok) {
         let outcome = &rovl[name];
