@@ -52,10 +52,19 @@ dockerd_start() {
     wait_for docker info
 }
 
+# dockerd 20.10 says that it has shut down, and then may go on for half a minute, to connect to the containerd that it
+# has ended. Three signals end it at once.
 dockerd_stop() {
-    local child
+    local child before
     child=$(cat "$HOME/dockerd.child")
+    before=$(grep -c 'Daemon shutdown complete' "$OUT/dockerd.log" || true)
     kill "$child"
+    wait_for sh -c "! kill -0 $child || [ \$(grep -c 'Daemon shutdown complete' '$OUT/dockerd.log') -gt $before ]"
+    sleep 0.5
+    for _ in 2 3; do
+        kill "$child" 2>/dev/null || true
+        sleep 0.2
+    done
     wait_for sh -c "! kill -0 $child"
 }
 
