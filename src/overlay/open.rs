@@ -17,6 +17,7 @@ use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
 use super::validate::Validated;
 use super::work::Work;
+use super::xattrless::Xattrless;
 use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper, Uuid, Xino};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
@@ -160,6 +161,7 @@ impl Overlay {
         let root_ino = root_number(&lowers, upper.as_ref(), &root_dirs)?;
         let inos = InoMap::new(systems.devs, systems.narrow, config.ino32);
         let root = make_root(upper.as_ref(), root_dirs)?;
+        let read_only = upper.is_none();
         let overlay = Overlay {
             ns,
             ids,
@@ -177,6 +179,7 @@ impl Overlay {
             listings: ListingCache::new(),
             unlinked_lowers: dashmap::DashMap::new(),
             mtimes: dashmap::DashMap::new(),
+            xattrless: Xattrless::new(config.settle_xattrs && read_only),
             counters: Counters::default(),
             _locks: locks,
             config,

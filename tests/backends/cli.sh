@@ -313,6 +313,30 @@ scenario_lazy() {
     fi
 }
 
+# Mounts that never sync: what `mountopt` in storage.conf asks for, and what a container of its own may be mounted with.
+scenario_volatile() {
+    cp "$STORAGE_CONF" before
+    # shellcheck disable=SC2064 # as it is now
+    trap "cat '$PWD/before' >'$STORAGE_CONF'" EXIT
+    sed "s|^\[storage.options.overlay\]|&\nmountopt = \"volatile\"|" before >"$STORAGE_CONF"
+    $E run -d --name volatile --network none layers:1 sleep 1000 >/dev/null
+    # podman hands it to mount programs only.
+    if [ "$DRIVER" != kernel ]; then
+        daemons | xargs ps -o args= -p | grep -q ,volatile || fail 'the mount is not volatile'
+    fi
+    $E exec volatile sh -c 'echo kept >/srv/kept; sync; rm -rf /usr/share/tree; mkdir /usr/share/tree; sync -f /srv/kept; cat /srv/kept'
+    # Again, over what the first mount has left.
+    $E stop -t 0 volatile >/dev/null
+    $E start volatile >/dev/null
+    $E exec volatile sh -c 'cat /srv/kept; ls /usr/share/tree | wc -l; echo more >>/srv/kept'
+    $E commit -q volatile volatile:1 >/dev/null
+    stop volatile
+    run volatile:1 sh -c 'cat /srv/kept; ls /usr/share/tree | wc -l'
+    printf 'FROM volatile:1\nRUN echo built >/srv/built; rm /srv/kept\nRUN mv /srv/built /srv/moved\n' >Containerfile
+    $E build -q --network none -t volatile:2 -f Containerfile . >/dev/null
+    run volatile:2 ls /srv
+}
+
 # git clone of a repository in a lower layer makes hard links of its objects and looks whether they are the same.
 scenario_git() {
     cat >Containerfile <<'END'

@@ -61,6 +61,7 @@ impl Engine {
                 "killed",
                 "restarted",
                 "lazy",
+                "volatile",
                 "switch",
                 "build",
                 "git",
