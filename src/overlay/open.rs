@@ -161,13 +161,13 @@ impl Overlay {
         let root_ino = root_number(&lowers, upper.as_ref(), &root_dirs)?;
         let inos = InoMap::new(systems.devs, systems.narrow, config.ino32);
         let root = make_root(upper.as_ref(), root_dirs)?;
-        let read_only = upper.is_none();
         let overlay = Overlay {
             ns,
             ids,
             follow_redirects: follows(config.redirect_dir),
             moves: moves(config.redirect_dir, ns, upper_xattrs),
             upper_xattrs,
+            xattrless: Xattrless::new(config.settle_xattrs && upper.is_none()),
             root_ino: inos.map(root_ino.0, root_ino.1),
             inos,
             lowers,
@@ -179,7 +179,6 @@ impl Overlay {
             listings: ListingCache::new(),
             unlinked_lowers: dashmap::DashMap::new(),
             mtimes: dashmap::DashMap::new(),
-            xattrless: Xattrless::new(config.settle_xattrs && read_only),
             counters: Counters::default(),
             _locks: locks,
             config,
