@@ -55,6 +55,7 @@ mod statx;
 mod tmpfile;
 pub mod validate;
 mod work;
+mod xattrless;
 mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp, without_set_ids};
@@ -126,6 +127,7 @@ pub struct Overlay {
     pub(crate) moves: Moves,
     /// Can xattrs be written to upper at all?
     pub(crate) upper_xattrs: bool,
+    pub(crate) xattrless: xattrless::Xattrless,
     pub(crate) counters: Counters,
     /// Kept for their locks.
     pub(crate) _locks: validate::Locks,

@@ -112,6 +112,7 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     };
     config.shared_upper = dialect == Dialect::Helper;
     config.lenient = dialect == Dialect::Helper;
+    config.settle_xattrs = dialect == Dialect::Helper;
     config
 }
 

@@ -38,6 +38,9 @@ pub struct Config {
     pub shared_upper: bool,
     /// Do without what was asked for and can't be had here, where the tree stays the same.
     pub lenient: bool,
+    /// Without an upper: once many have asked in vain for extended attributes, look through the layers. If
+    /// nothing there has one, `listxattr` fails with `ENOSYS`, after which the kernel asks no more.
+    pub settle_xattrs: bool,
 }
 
 /// The writable part of a mount.
@@ -151,6 +154,7 @@ impl Config {
             static_nlink: false,
             shared_upper: false,
             lenient: false,
+            settle_xattrs: false,
         }
     }
 }

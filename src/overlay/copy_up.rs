@@ -267,6 +267,7 @@ impl Overlay {
             let Some(value) = xattr::get_at(from, from_name, &key)? else {
                 continue;
             };
+            let value = self.ids.value_on_disk((from, from_name), &key, value)?;
             match xattr::set_at(to, to_name, &key, &value, SetFlags::Any) {
                 Ok(()) => {}
                 Err(e) if may_lose(key.as_bytes(), e, self.ns) => {

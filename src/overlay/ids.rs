@@ -9,6 +9,8 @@
 //!
 //! Invariant: with no option set, nothing here makes a system call.
 
+mod idmapped;
+
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, Statx};
 use rustix::io::Errno;
@@ -27,6 +29,7 @@ use crate::format::override_stat::{
 };
 use crate::sys::fs as sysfs;
 use crate::sys::xattr::{self, SetFlags};
+use idmapped::IdmappedMounts;
 
 /// How ids outside of a map are shown, and whose the objects are that somebody outside of it makes.
 const OVERFLOW_ID: u32 = 65_534;
@@ -92,6 +95,7 @@ pub(crate) struct Ids {
     keys: Vec<&'static CStr>,
     /// The attribute can't be had on anything but files and directories.
     stand_ins: bool,
+    idmapped: IdmappedMounts,
     /// Held while an attribute is read, changed and written; a leaf.
     changing: Mutex<()>,
 }
@@ -129,6 +133,7 @@ impl Ids {
             gids: Mapping::new(&options.gid_map, options.squash_gid),
             keys,
             stand_ins: options.xattr_permissions == XattrPermissions::User,
+            idmapped: IdmappedMounts::default(),
             changing: Mutex::new(()),
         })
     }
@@ -254,13 +259,15 @@ impl Ids {
         Ok(None)
     }
 
-    /// statx of an object with the owner, mode and type that its attribute gives.
+    /// statx of an object, its ids as the map takes them, with the owner, mode and type that its
+    /// attribute gives.
     pub(crate) fn apply(
         &self,
         dir: BorrowedFd<'_>,
         name: &OsStr,
         mut st: Statx,
     ) -> Result<Statx, Errno> {
+        self.undo_mount(&mut st);
         if self.in_xattrs()
             && let Some(found) = self.read(dir, name)?
         {
@@ -540,7 +547,7 @@ impl Overlay {
 }
 
 /// What ids and modes of a mount with these options are: see [`Ids`]. `roots`: of all layers,
-/// upper's first where there is one.
+/// upper's first where there is one. `idmapped`: which of the lowers lie on idmapped mounts.
 ///
 /// # Errors
 /// What reading the attributes of the roots, and writing that of upper's, returns.
@@ -548,14 +555,19 @@ pub(crate) fn open(
     config: &Config,
     upper: Option<BorrowedFd<'_>>,
     roots: &[&OwnedFd],
+    idmapped: &[bool],
 ) -> Result<Ids, Errno> {
     let here = OsStr::new("");
-    let ids = Ids::new(&config.ids, |key| {
+    let mut ids = Ids::new(&config.ids, |key| {
         let mut all = upper.into_iter().chain(roots.iter().map(|fd| fd.as_fd()));
         all.try_fold(false, |found, root| {
             Ok(found || xattr::has_at(root, here, key)?)
         })
     })?;
+    if !(ids.uids.rows.is_empty() && ids.gids.rows.is_empty()) {
+        let with = roots.iter().zip(idmapped).filter(|(_, mapped)| **mapped);
+        ids.idmapped = IdmappedMounts::of(with.map(|(root, _)| *root), upper)?;
+    }
     if let Some(upper) = upper
         && ids.in_xattrs()
     {

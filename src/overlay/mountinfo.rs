@@ -65,6 +65,11 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
 }
 
 impl MountInfo {
+    /// Whether files show other owners here than those on the file system.
+    pub fn is_idmapped(&self) -> bool {
+        self.options.split(',').any(|option| option == "idmapped")
+    }
+
     /// The value of `name=` among the file system's options, escapes undone.
     pub fn super_option(&self, name: &str) -> Option<PathBuf> {
         self.super_options
@@ -131,6 +136,16 @@ mod tests {
         assert_eq!(mounts[1].super_option("upperdir"), Some("/u,x".into()));
         assert_eq!(mounts[1].super_option("workdir"), Some("/w".into()));
         assert_eq!(mounts[1].super_option("dir"), None);
+    }
+
+    #[test]
+    fn an_idmapped_mount_is_known_by_its_option() {
+        let of = |options: &str| {
+            let line = format!("36 35 98:0 / /m {options} - ext4 /dev/sda rw");
+            parse(line.as_bytes())[0].is_idmapped()
+        };
+        assert!(of("rw,relatime,idmapped") && of("idmapped"));
+        assert!(!of("rw,relatime") && !of("rw,notidmapped"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::lookup::follows;
 use super::node::{DirPart, Node, NodeTable, Place, ROOT_ID};
 use super::validate::Validated;
 use super::work::Work;
+use super::xattrless::Xattrless;
 use super::{Config, Counters, Moves, Overlay, RedirectDir, Upper, Uuid, Xino};
 use crate::format::keys::{Namespace, OverlayKey};
 use crate::sys::fs as sysfs;
@@ -120,6 +121,7 @@ impl Overlay {
     /// # Errors
     /// [`OpenError`]; nothing is left behind but an emptied `work/work`.
     pub fn open(config: &Config, validated: Validated) -> Result<Arc<Overlay>, OpenError> {
+        let idmapped = validated.idmapped_lowers();
         let Validated {
             lowers,
             data_lowers,
@@ -152,10 +154,11 @@ impl Overlay {
         }
         let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
         let top = upper.as_ref().map(|u| &u.layer);
-        let ids = ids::open(&config, top.map(|t| t.root.as_fd()), &roots).map_err(|e| {
-            let path = top.map_or(lowers.layers[0].path.as_path(), |t| t.path.as_path());
-            io("keep owners and modes in the attributes of", path)(e)
-        })?;
+        let ids =
+            ids::open(&config, top.map(|t| t.root.as_fd()), &roots, &idmapped).map_err(|e| {
+                let path = top.map_or(lowers.layers[0].path.as_path(), |t| t.path.as_path());
+                io("keep owners and modes in the attributes of", path)(e)
+            })?;
         let limit = sysfs::raise_nofile().unwrap_or(1024);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1 << 16);
         let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
@@ -169,6 +172,7 @@ impl Overlay {
             follow_redirects: follows(config.redirect_dir),
             moves: moves(config.redirect_dir, ns, upper_xattrs),
             upper_xattrs,
+            xattrless: Xattrless::new(config.settle_xattrs && upper.is_none()),
             root_ino: inos.map(root_ino.0, root_ino.1),
             inos,
             lowers,

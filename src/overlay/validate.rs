@@ -200,6 +200,15 @@ pub struct Validated {
     places: Vec<Place>,
 }
 
+impl Validated {
+    /// Which of the lowers, the data-only ones after the others, lie on idmapped mounts.
+    pub(crate) fn idmapped_lowers(&self) -> Vec<bool> {
+        let lowers = self.lowers.len() + self.data_lowers.len();
+        let places = self.places.iter().take(lowers);
+        places.map(|place| place.idmapped).collect()
+    }
+}
+
 /// A mount point that is fit for use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
@@ -218,6 +227,8 @@ struct Place {
     within: PathBuf,
     /// Id of the mount that it was reached through; 0 where the kernel does not tell (before Linux 5.8).
     mount: u64,
+    /// That mount maps ids.
+    idmapped: bool,
     /// `st_dev`, which btrfs gives to each subvolume.
     st_dev: u64,
 }
@@ -438,6 +449,7 @@ fn place(
         within: within.unwrap_or_else(|| visible.clone()),
         visible,
         mount,
+        idmapped: info.is_some_and(|info| info.is_idmapped()),
         st_dev: rustix::fs::makedev(st_dev.0, st_dev.1),
     })
 }

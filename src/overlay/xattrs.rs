@@ -15,7 +15,7 @@ use crate::sys::xattr::{self, SetFlags};
 /// What the names of POSIX ACLs begin with.
 const ACLS: &[u8] = b"system.posix_acl_";
 /// fuse-overlayfs's own marks; not a client's business either.
-const FOREIGN_MARKS: &[u8] = b"user.fuseoverlayfs.";
+pub(super) const FOREIGN_MARKS: &[u8] = b"user.fuseoverlayfs.";
 
 impl Overlay {
     /// The name under which a client's attribute is stored; `None` for names that are nobody's.
@@ -45,11 +45,14 @@ impl Overlay {
         let Some(key) = self.stored_name(name)? else {
             return Err(Errno::NODATA);
         };
+        if self.xattrless.is_sure() {
+            return Err(Errno::NODATA);
+        }
         let value = self.with_object(&node, |dir, name| {
             match xattr::get_or_errno(dir, name, &key) {
                 // A lower without ACLs: the kernel's check of permissions would fail with this error.
                 Err(Errno::OPNOTSUPP) if key.as_bytes().starts_with(ACLS) => Err(Errno::NODATA),
-                other => other,
+                other => self.ids.value_on_disk((dir, name), &key, other?),
             }
         })?;
         self.ids.shown_value(name, value)
@@ -59,22 +62,25 @@ impl Overlay {
     /// privileged callers see.
     ///
     /// # Errors
-    /// As [`getxattr`](Self::getxattr).
+    /// As [`getxattr`](Self::getxattr). `ENOSYS`: nothing has attributes here, nor will it have some.
     pub fn listxattr(&self, id: u64, trusted: bool) -> Result<Vec<u8>, Errno> {
         let node = self.node(id)?;
+        if self.xattrless.is_sure() {
+            return Err(Errno::NOSYS);
+        }
         let stored = self.with_object(&node, xattr::list_at)?;
         let mut shown = Vec::with_capacity(stored.len());
         for name in stored.split(|b| *b == 0).filter(|n| !n.is_empty()) {
-            if name.starts_with(FOREIGN_MARKS)
-                || self.ids.hides(name)
-                || (!trusted && name.starts_with(b"trusted."))
-            {
+            if !self.is_shown_xattr(name) || (!trusted && name.starts_with(b"trusted.")) {
                 continue;
             }
             if let Some(name) = self.ns.to_shown(name) {
                 shown.extend_from_slice(&name);
                 shown.push(0);
             }
+        }
+        if shown.is_empty() {
+            self.had_no_xattr();
         }
         Ok(shown)
     }

@@ -200,6 +200,59 @@ fn podman_read_only_mounts() {
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
 }
 
+/// podman diff and commit ask each object for its attributes. Where no layer has any, the kernel is told so and
+/// asks no more; one attribute anywhere, or an upper, and every answer goes on being exact.
+#[test]
+fn podman_diff_of_layers_without_attributes() {
+    if no_program() {
+        return;
+    }
+    let list = |path: &Path| rustix::fs::listxattr(path, &mut [0u8; 256][..]);
+    let get = |path: &Path| rustix::fs::getxattr(path, "user.x", &mut [0u8; 256][..]);
+    for (writable, attribute) in [(false, false), (false, true), (true, false)] {
+        let graph = Graph::new(2);
+        let lowest = graph.dir.join(format!("{:064}/diff", 1));
+        fs::create_dir_all(lowest.join("deep/er")).unwrap();
+        for i in 0..400 {
+            fs::write(lowest.join(format!("deep/er/{i}")), "x").unwrap();
+        }
+        if attribute {
+            set_xattr(&lowest.join("deep/er/7"), "user.x", b"value").unwrap();
+        }
+        let options = match writable {
+            true => graph.writable(true),
+            false => format!("lowerdir={}", graph.lowerdir(true)),
+        };
+        let mount = graph.mount(&options);
+        let refused = Err(rustix::io::Errno::OPNOTSUPP);
+        let settled = !writable && !attribute && matches!(subject(), Subject::Rovl);
+        for i in 0..400 {
+            let path = mount.merged.join(format!("deep/er/{i}"));
+            let expected = if attribute && i == 7 { 7 } else { 0 };
+            let found = list(&path);
+            let allowed = found == Ok(expected) || (settled && i > 200 && found == refused);
+            assert!(allowed, "{i}: {found:?}");
+        }
+        let path = mount.merged.join("deep/er/7");
+        let expected = if settled {
+            refused
+        } else {
+            Ok(7 * usize::from(attribute))
+        };
+        assert_eq!(list(&path), expected, "{writable} {attribute}");
+        let expected = if attribute {
+            Ok(5)
+        } else {
+            Err(rustix::io::Errno::NODATA)
+        };
+        assert_eq!(get(&path), expected, "{writable} {attribute}");
+        if writable {
+            set_xattr(&path, "user.x", b"value").unwrap();
+            assert_eq!((list(&path), get(&path)), (Ok(7), Ok(5)));
+        }
+    }
+}
+
 /// 121 absolute lowers: 9.7 kB of argv.
 #[test]
 fn podman_many_layers() {

@@ -318,6 +318,69 @@ fn mapped_ids_hold_in_acls_and_at_the_edge_of_the_map() {
     assert_eq!((meta.uid(), meta.gid()), (65_534, 65_534));
 }
 
+/// podman as root hands lowers on idmapped mounts together with the same map: they are not mapped
+/// twice, and what is copied up or made is stored as without those mounts.
+#[test]
+fn lowers_on_idmapped_mounts_are_mapped_once() {
+    require_root();
+    require_program("unshare");
+    let acl = "system.posix_acl_access";
+    let change = |with_mounts: bool| {
+        let scratch = Scratch::new();
+        let mut layers = layers_of_a_system(&scratch);
+        let lower = layers.lower().to_path_buf();
+        for (name, owner) in [("usr/bin/passwd", 33), ("usr/bin", 34), ("var/mail", 5000)] {
+            chown(lower.join(name), Some(owner), Some(owner + 1)).unwrap();
+        }
+        lchown(lower.join("usr/bin/alias"), Some(35), Some(36)).unwrap();
+        set_xattr(&lower.join("usr/bin/passwd"), acl, &acl_with_user(5, 7)).unwrap();
+        if with_mounts {
+            let mapped = scratch.join("mapped");
+            fs::create_dir(&mapped).unwrap();
+            crate::support::mount_idmapped(&lower, &mapped, 100_000, 1000);
+            layers.lowers = vec![mapped];
+        }
+        let options = "uidmapping=0:100000:1000,gidmapping=:0:100000:1000";
+        let mut mounted = crate::support::Subject::Rovl.mount(&layers, &[options]);
+        let mut seen = vec![owners(mounted.root())];
+        let mut record = |mounted: &crate::support::Mounted| {
+            seen.push(owners(mounted.root()));
+            for root in [mounted.root(), &layers.upper] {
+                let mut buffer = [0; 256];
+                let path = root.join("usr/bin/passwd");
+                let n = rustix::fs::getxattr(&path, acl, &mut buffer[..]).unwrap_or(0);
+                seen.push(vec![format!("{:?}", &buffer[..n])]);
+            }
+        };
+        record(&mounted);
+        let path = mounted.path("usr/bin/passwd");
+        fs::write(&path, "changed").unwrap();
+        chown(mounted.path("etc/shadow"), Some(100_007), None).unwrap();
+        chown(mounted.path("var"), None, Some(100_008)).unwrap();
+        let refused = errno(chown(mounted.path("etc"), Some(7), None));
+        assert_eq!(refused, libc::EINVAL);
+        fs::rename(mounted.path("usr/bin/alias"), mounted.path("usr/moved")).unwrap();
+        as_user(100_034, 100_035, || {
+            fs::write(mounted.path("usr/bin/new"), "x").unwrap();
+        });
+        record(&mounted);
+        mounted.remount();
+        record(&mounted);
+        drop(mounted);
+        seen.push(owners(&layers.upper));
+        seen
+    };
+    let seen = change(true);
+    let has =
+        |list: &[String], line: &str| assert!(list.iter().any(|l| l == line), "{line}: {list:?}");
+    has(&seen[0], "usr/bin/passwd 100033:100034 100770 ");
+    has(&seen[0], "usr/bin/alias 100035:100036 120777 passwd");
+    has(&seen[0], "var/mail 65534:65534 40755 ");
+    has(seen.last().unwrap(), "usr/bin/passwd 33:34 100770 ");
+    has(seen.last().unwrap(), "usr/bin/new 34:35 100644 ");
+    assert_eq!(seen, change(false));
+}
+
 /// Runs a script in a user namespace of one id, `$MOUNT` mounting the layers.
 fn in_namespace(layers: &Layers, script: &str) -> Output {
     let mount = format!(

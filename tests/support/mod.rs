@@ -17,6 +17,7 @@
 
 mod digest;
 pub mod files;
+mod idmapped;
 mod loopfs;
 mod mounted;
 mod scratch;
@@ -28,6 +29,7 @@ pub use digest::{
     EntryDigest, all_xattrs, assert_digests_equal, assert_trees_equal, differences, tree_digest,
     xattrs,
 };
+pub use idmapped::mount_idmapped;
 pub use loopfs::LoopFs;
 pub use mounted::{
     Mounted, Subject, fuse_overlayfs_args, is_mount_point, is_running, signal, subject,
