@@ -9,16 +9,23 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::{FAILED, Failure};
+use crate::sys::process::{block_signals, unblock_signals_in, wait_signal_sender};
 
 /// Set for the child that is to be in a namespace of its own.
 const MARK: &str = "ROVL_USERNS";
+/// See [`is_own`].
+static IS_OWN: AtomicBool = AtomicBool::new(false);
+/// SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCHLD.
+const ATTENDED: [i32; 7] = [1, 2, 3, 10, 12, 15, CHILD_ENDED];
+const CHILD_ENDED: i32 = 17;
 /// How long the other process may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked after.
@@ -38,6 +45,7 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
         return Ok(None);
     }
     if std::env::var_os(MARK).is_some() {
+        IS_OWN.store(true, Ordering::Relaxed);
         return wait_for_map().map(|()| None);
     }
     if let Some((uids, gids)) = sub_ids()
@@ -45,10 +53,16 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     {
         return Ok(Some(code));
     }
-    if let Err(error) = map_own_id() {
-        tracing::debug!(%error, "no user namespace: going on as a plain user");
+    match map_own_id() {
+        Ok(()) => IS_OWN.store(true, Ordering::Relaxed),
+        Err(error) => tracing::debug!(%error, "no user namespace: going on as a plain user"),
     }
     Ok(None)
+}
+
+/// Whether this process is in a user namespace that was made for it here.
+pub fn is_own() -> bool {
+    IS_OWN.load(Ordering::Relaxed)
 }
 
 /// In a namespace of its own: this process's id is root's, and there is no other.
@@ -96,11 +110,11 @@ fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<Ex
     if let Some(name) = args.first() {
         command.arg0(name);
     }
-    let mut child = command
-        .args(args.iter().skip(1))
-        .env(MARK, "1")
-        .spawn()
-        .map_err(failed)?;
+    command.args(args.iter().skip(1)).env(MARK, "1");
+    unblock_signals_in(&mut command);
+    // From here on signals are the child's.
+    block_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
+    let mut child = command.spawn().map_err(failed)?;
     if let Err(error) = map_child(&mut child, uids, gids) {
         super::warn(&format!("the sub-ids can't be used: {error}"));
         // It waits for its map, and has done nothing yet.
@@ -108,13 +122,30 @@ fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<Ex
         child.wait().map_err(failed)?;
         return Ok(None);
     }
-    let status = child.wait().map_err(failed)?;
+    let status = attend(&mut child).map_err(failed)?;
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
         (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(FAILED),
         (None, None) => FAILED,
     };
     Ok(Some(ExitCode::from(code)))
+}
+
+/// Passes signals on until the child has ended. Those that a terminal sends reach the child by themselves.
+fn attend(child: &mut Child) -> std::io::Result<ExitStatus> {
+    loop {
+        let (signal, by_process) = wait_signal_sender(&ATTENDED)?;
+        if signal == CHILD_ENDED {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+        } else if by_process
+            && let Some(signal) = Signal::from_named_raw(signal)
+            && let Some(pid) = Pid::from_raw(child.id().cast_signed())
+        {
+            rustix::process::kill_process(pid, signal)?;
+        }
+    }
 }
 
 fn map_child(child: &mut Child, uids: Range, gids: Range) -> std::io::Result<()> {

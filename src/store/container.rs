@@ -32,6 +32,10 @@ pub use create::NewContainer;
 pub use name::ContainerName;
 pub use tree::Tree;
 
+/// How often, and after which time, the lock of a container is tried again.
+const ATTEMPTS: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+
 /// What Docker's layout doesn't say of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
@@ -151,11 +155,17 @@ impl Store {
             name: container.id.clone(),
         };
         let path = self.disk().path(container.dir().join("link"));
-        let lock = lock::try_shared(&path)?.ok_or_else(gone)?;
-        match path.exists() {
-            true => Ok(lock),
-            false => Err(gone()),
+        for _ in 0..ATTEMPTS {
+            if let Some(lock) = lock::try_shared(&path)? {
+                return match path.exists() {
+                    true => Ok(lock),
+                    false => Err(gone()),
+                };
+            }
+            // Somebody removes it, or only looks whether it is in use.
+            std::thread::sleep(PAUSE);
         }
+        Err(gone())
     }
 
     /// Whether nobody uses a container, as far as locks tell.

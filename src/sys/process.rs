@@ -70,6 +70,59 @@ pub fn wait_signal(signals: &[i32]) -> Result<i32, Errno> {
     }
 }
 
+/// Waits for one of `signals`, which must be blocked: its number, and whether a process has sent it rather than the
+/// kernel, as it does for keys of a terminal.
+///
+/// # Errors
+/// `EINVAL` when a number is not a signal.
+pub fn wait_signal_sender(signals: &[i32]) -> Result<(i32, bool), Errno> {
+    let set = signal_set(signals)?;
+    loop {
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the set is initialised, and `info` has room for what the kernel writes.
+        let signal = unsafe { libc::sigwaitinfo(&raw const set, info.as_mut_ptr()) };
+        match check(c_long::from(signal)) {
+            Ok(_) => {
+                // SAFETY: all bytes are initialised: it was zeroed, and the kernel has filled it in.
+                let info = unsafe { info.assume_init() };
+                return Ok((signal, info.si_code <= libc::SI_USER));
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Takes over a descriptor that the process was started with, and lets no child inherit it. To be called once for a
+/// number, by who knows that nothing else here has it.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub fn inherited_fd(number: i32) -> Result<std::os::fd::OwnedFd, Errno> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: fcntl touches no memory; it fails for what is not open.
+    let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    check(c_long::from(result))?;
+    // SAFETY: it is open, and the caller says that nobody else owns it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets the child start with no signal blocked, whatever this process blocks.
+pub fn unblock_signals_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: sigemptyset and sigprocmask are safe to be called between fork and exec, and nothing else is.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+            libc::sigemptyset(set.as_mut_ptr());
+            match libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+}
+
 /// Sets the umask of the process and returns the one before.
 pub fn set_umask(mode: u32) -> u32 {
     rustix::process::umask(Mode::from_raw_mode(mode & 0o777)).as_raw_mode()

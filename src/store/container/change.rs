@@ -100,15 +100,13 @@ impl Change {
                 }
             }
             Instruction::Label => {
-                let labels = object(config, "Labels");
-                for (key, value) in pairs(&self.rest, &env, "LABEL")? {
-                    labels.insert(key, value.into());
-                }
+                let labels = pairs(&self.rest, &env, "LABEL")?;
+                let labels = labels.into_iter().map(|(key, value)| (key, value.into()));
+                extend(config, "Labels", labels);
             }
             Instruction::Expose => {
                 let ports: Vec<String> = words()?.iter().map(|w| port(w)).collect::<Result<_>>()?;
-                let exposed = object(config, "ExposedPorts");
-                exposed.extend(ports.into_iter().map(|port| (port, json!({}))));
+                extend(config, "ExposedPorts", ports.into_iter().map(|p| (p, json!({}))));
             }
             Instruction::Volume => {
                 let paths = match json_words(&self.rest) {
@@ -118,8 +116,7 @@ impl Change {
                 if paths.is_empty() || paths.iter().any(String::is_empty) {
                     return Err(bad("VOLUME needs paths"));
                 }
-                let volumes = object(config, "Volumes");
-                volumes.extend(paths.into_iter().map(|path| (path, json!({}))));
+                extend(config, "Volumes", paths.into_iter().map(|p| (p, json!({}))));
             }
             Instruction::OnBuild => match config.get_mut("OnBuild") {
                 Some(Value::Array(list)) => list.push(self.rest.clone().into()),
@@ -156,16 +153,18 @@ fn one(words: Vec<String>, what: &str) -> Result<String> {
     }
 }
 
-fn object<'a>(config: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
-    let value = config.entry(key.to_owned()).or_insert(Value::Null);
-    if !value.is_object() {
-        *value = Value::Object(Map::new());
-    }
-    match value {
-        Value::Object(object) => object,
-        // It was made one just now.
-        _ => unreachable!(),
-    }
+/// Adds to an object of the config, which is made if need be.
+fn extend(
+    config: &mut Map<String, Value>,
+    key: &str,
+    entries: impl Iterator<Item = (String, Value)>,
+) {
+    let mut object = match config.remove(key) {
+        Some(Value::Object(object)) => object,
+        _ => Map::new(),
+    };
+    object.extend(entries);
+    config.insert(key.to_owned(), object.into());
 }
 
 /// Without `.`, `..` and double slashes.

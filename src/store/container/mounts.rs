@@ -22,8 +22,10 @@ pub struct MountNotes {
     pub driver: String,
     /// The boot during which it was mounted: none survives one.
     pub boot: String,
-    /// The kernel's id of the mount, never used twice in one boot, where the kernel has such.
-    pub unique: Option<u64>,
+    /// The mount namespace that has it.
+    pub namespace: String,
+    /// What the mount table shows as its source.
+    pub source: String,
     /// The directory was made for it.
     pub made_target: bool,
 }
@@ -33,6 +35,9 @@ impl Store {
     pub fn mount_notes(&self) -> Result<Vec<MountNotes>> {
         let mut all = Vec::new();
         for name in layout::names(self.disk(), layout::MOUNTS)? {
+            if !name.as_encoded_bytes().ends_with(b".json") {
+                continue;
+            }
             let path = std::path::Path::new(layout::MOUNTS).join(name);
             let text = layout::read(self.disk(), path)?;
             all.extend(text.and_then(|text| serde_json::from_slice::<MountNotes>(&text).ok()));

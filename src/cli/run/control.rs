@@ -1,0 +1,77 @@
+//! Talking to the keeper of a running container: a socket whose name is the container's id, one byte there and one
+//! back. The name is abstract: nothing of it stays behind on disk.
+
+use std::io::{Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use crate::cli::Failure;
+use crate::store::Store;
+use crate::store::container::Container;
+
+/// Have everything that was written reach the layers.
+pub const SYNC: u8 = b's';
+/// End what runs.
+pub const KILL: u8 = b'k';
+/// It was done.
+pub const DONE: u8 = b'd';
+/// How long a killed container may take to go.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(5);
+
+fn address(id: &str) -> std::io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("rovl-run-{id}"))
+}
+
+/// The keeper's end.
+pub fn listen(id: &str) -> std::io::Result<UnixListener> {
+    UnixListener::bind_addr(&address(id)?)
+}
+
+/// `None`: nobody keeps it.
+fn ask(id: &str, order: u8) -> std::io::Result<Option<u8>> {
+    let mut stream = match UnixStream::connect_addr(&address(id)?) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(None),
+        other => other?,
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&[order])?;
+    let mut answer = [0];
+    Ok(match stream.read(&mut answer)? {
+        0 => None,
+        _ => answer.first().copied(),
+    })
+}
+
+/// Has everything that a running container has written so far reach its layers.
+pub fn sync(container: &Container) -> Result<(), Failure> {
+    let failed = |why: &str| {
+        Failure::failed(format!("syncing container {}: {why}", container.short()))
+    };
+    match ask(&container.id, SYNC) {
+        Ok(None | Some(DONE)) => Ok(()),
+        Ok(Some(_)) => Err(failed("its keeper could not")),
+        Err(error) => Err(failed(&error.to_string())),
+    }
+}
+
+/// Ends what runs in a container, and waits until nobody uses it any more.
+pub fn kill(store: &Store, container: &Container) -> Result<(), Failure> {
+    let failed = |why: &str| {
+        Failure::failed(format!("ending container {}: {why}", container.short()))
+    };
+    match ask(&container.id, KILL) {
+        Ok(None) => return Ok(()),
+        Ok(Some(_)) => {}
+        Err(error) => return Err(failed(&error.to_string())),
+    }
+    let start = Instant::now();
+    while !store.is_container_free(container)? {
+        if start.elapsed() > PATIENCE {
+            return Err(failed("it is still in use"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
