@@ -17,7 +17,9 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::{FAILED, Failure};
-use crate::sys::process::{block_signals, unblock_signals_in, wait_signal_sender};
+use crate::sys::process::{
+    block_signals, unblock_signals, unblock_signals_in, wait_signal_sender,
+};
 
 /// Set for the child that is to be in a namespace of its own.
 const MARK: &str = "ROVL_USERNS";
@@ -120,6 +122,7 @@ fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<Ex
         // It waits for its map, and has done nothing yet.
         child.kill().map_err(failed)?;
         child.wait().map_err(failed)?;
+        unblock_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
         return Ok(None);
     }
     let status = attend(&mut child).map_err(failed)?;

@@ -53,6 +53,20 @@ pub fn block_signals(signals: &[i32]) -> Result<(), Errno> {
     }
 }
 
+/// Takes back [`block_signals`], for this thread.
+///
+/// # Errors
+/// `EINVAL` when a number is not a signal.
+pub fn unblock_signals(signals: &[i32]) -> Result<(), Errno> {
+    let set = signal_set(signals)?;
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) }
+    {
+        0 => Ok(()),
+        e => Err(Errno::from_raw_os_error(e)),
+    }
+}
+
 /// Waits for one of `signals`, which must be blocked, and returns its number.
 ///
 /// # Errors

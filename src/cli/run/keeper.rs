@@ -38,6 +38,9 @@ pub fn run(args: &RunArgs, place: &Place, orders: &Orders) -> Result<u8, Failure
     let pipe = inherited_fd(orders.pipe).map_err(|errno| failed("the front's pipe", errno))?;
     separate()?;
     let runtime = find_runtime(args)?;
+    if runtime.file_name().is_some_and(|name| name == "crun") {
+        hide_second_hierarchy()?;
+    }
     let store = place.open()?;
     let image = store.find_image(args.image())?;
     let config = settings::merged(args, image.config.config.as_ref());
@@ -76,6 +79,18 @@ fn separate() -> Result<(), Failure> {
     rustix::mount::mount("proc", "/proc", "proc", flags, None).map_err(|errno| {
         failed("mounting /proc, of which a part may be hidden here (a container?)", errno)
     })
+}
+
+/// Hides the second of two cgroup hierarchies, where a host has both: crun refuses such hosts, and no limits are set
+/// here for which it would need either.
+fn hide_second_hierarchy() -> Result<(), Failure> {
+    let path = "/sys/fs/cgroup/unified";
+    if !Path::new(path).join("cgroup.controllers").exists() {
+        return Ok(());
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, c"mode=0755")
+        .map_err(|errno| failed("hiding the second cgroup hierarchy", errno))
 }
 
 fn find_runtime(args: &RunArgs) -> Result<PathBuf, Failure> {
