@@ -1,5 +1,6 @@
-//! Talking to the keeper of a running container: a socket whose name is the container's id, one byte there and one
-//! back. The name is abstract: nothing of it stays behind on disk.
+//! Talking to the keeper of a running container: a socket whose name has the container's id, one order there and one
+//! byte back. The name is abstract: nothing of it stays behind on disk. Since everybody on the host may connect, an
+//! order comes with the name of the container's directory, which only those know who may read the store.
 
 use std::io::{Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
@@ -29,14 +30,26 @@ pub fn listen(id: &str) -> std::io::Result<UnixListener> {
     UnixListener::bind_addr(&address(id)?)
 }
 
+/// The order that somebody gives who knows the container's directory; `None`: it isn't to be trusted.
+pub fn read_order(stream: &mut UnixStream, container: &Container) -> std::io::Result<Option<u8>> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut order = vec![0; 1 + container.mount_id.len()];
+    stream.read_exact(&mut order)?;
+    let (order, known) = match order.split_first() {
+        Some((order, known)) => (*order, known),
+        None => return Ok(None),
+    };
+    Ok((known == container.mount_id.as_bytes()).then_some(order))
+}
+
 /// `None`: nobody keeps it.
-fn ask(id: &str, order: u8) -> std::io::Result<Option<u8>> {
-    let mut stream = match UnixStream::connect_addr(&address(id)?) {
+fn ask(container: &Container, order: u8) -> std::io::Result<Option<u8>> {
+    let mut stream = match UnixStream::connect_addr(&address(&container.id)?) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(None),
         other => other?,
     };
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(&[order])?;
+    stream.write_all(&[&[order], container.mount_id.as_bytes()].concat())?;
     let mut answer = [0];
     Ok(match stream.read(&mut answer)? {
         0 => None,
@@ -49,7 +62,7 @@ pub fn sync(container: &Container) -> Result<(), Failure> {
     let failed = |why: &str| {
         Failure::failed(format!("syncing container {}: {why}", container.short()))
     };
-    match ask(&container.id, SYNC) {
+    match ask(container, SYNC) {
         Ok(None | Some(DONE)) => Ok(()),
         Ok(Some(_)) => Err(failed("its keeper could not")),
         Err(error) => Err(failed(&error.to_string())),
@@ -61,7 +74,7 @@ pub fn kill(store: &Store, container: &Container) -> Result<(), Failure> {
     let failed = |why: &str| {
         Failure::failed(format!("ending container {}: {why}", container.short()))
     };
-    match ask(&container.id, KILL) {
+    match ask(container, KILL) {
         Ok(None) => return Ok(()),
         Ok(Some(_)) => {}
         Err(error) => return Err(failed(&error.to_string())),

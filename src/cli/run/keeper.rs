@@ -23,6 +23,7 @@ use crate::cli::{Failure, mounts, umount};
 use crate::oci;
 use crate::store::Store;
 use crate::store::container::{Container, NewContainer};
+use crate::store::error::StoreError;
 use crate::store::lock::Lock;
 use crate::sys::process::{inherited_fd, unblock_signals_in};
 
@@ -166,9 +167,10 @@ impl Keeper<'_> {
         let listener = control::listen(&self.container.id)
             .map_err(|error| failed("listening to other commands", error))?;
         let (target, rootfs) = (Arc::clone(target), self.rootfs());
+        let container = self.container.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Err(error) = answer(stream, &target, &rootfs) {
+                if let Err(error) = answer(stream, &container, &target, &rootfs) {
                     tracing::debug!(%error, "another command has gone");
                 }
             }
@@ -282,10 +284,14 @@ impl Keeper<'_> {
             tracing::debug!(%error, "the mount point stays");
         }
         drop(lock);
-        if self.args.rm {
-            self.store.remove_container(&self.container)?;
+        if !self.args.rm {
+            return Ok(());
         }
-        Ok(())
+        match self.store.remove_container(&self.container) {
+            // Whoever has ended it was faster.
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     fn unmount(&self, rootfs: &Path) -> Result<(), Failure> {
@@ -310,16 +316,18 @@ fn pass_signals_on(mut pipe: File, target: &Target) {
     target.kill();
 }
 
-fn answer(mut stream: UnixStream, target: &Target, rootfs: &Path) -> std::io::Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
-    if peer.uid != rustix::process::geteuid() {
+fn answer(
+    mut stream: UnixStream,
+    container: &Container,
+    target: &Target,
+    rootfs: &Path,
+) -> std::io::Result<()> {
+    let Some(order) = control::read_order(&mut stream, container)? else {
         return Ok(());
-    }
-    let mut order = [0];
-    stream.read_exact(&mut order)?;
+    };
     let done = match order {
-        [SYNC] => mounts::sync_tree(rootfs).is_ok(),
-        [KILL] => {
+        SYNC => mounts::sync_tree(rootfs).is_ok(),
+        KILL => {
             target.kill();
             true
         }
