@@ -10,6 +10,7 @@
 
 mod call;
 pub mod dir;
+pub mod extents;
 pub mod fs;
 pub mod fsxattr;
 pub mod fuse;

@@ -49,3 +49,53 @@ fn xattrs() {
 fn unpack() {
     fuzz("unpack", seeds::archives(), targets::unpack);
 }
+
+#[test]
+fn manifest() {
+    fuzz("manifest", seeds::manifests(), targets::manifest);
+}
+
+#[test]
+fn index() {
+    fuzz("index", seeds::indexes(), targets::index);
+}
+
+#[test]
+fn config() {
+    fuzz("config", seeds::configs(), targets::config);
+}
+
+/// Writes the seeds of each target to `DIR/TARGET/N`, for libFuzzer, where `ROVL_FUZZ_SEEDS` is `DIR`.
+#[test]
+fn seeds_are_there_for_every_target() {
+    let all = [
+        ("tar", seeds::archives()),
+        ("pax", seeds::pax()),
+        ("tar_split", seeds::records()),
+        ("compressed", seeds::compressed()),
+        ("xattrs", seeds::xattrs()),
+        ("unpack", seeds::archives()),
+        ("manifest", seeds::manifests()),
+        ("index", seeds::indexes()),
+        ("config", seeds::configs()),
+    ];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/fuzz_targets");
+    let mut targets: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    targets.sort();
+    let mut named: Vec<String> = all.iter().map(|(name, _)| format!("{name}.rs")).collect();
+    named.sort();
+    assert_eq!(targets, named);
+    let Some(to) = std::env::var_os("ROVL_FUZZ_SEEDS") else {
+        return;
+    };
+    for (name, seeds) in all {
+        let to = std::path::Path::new(&to).join(name);
+        std::fs::create_dir_all(&to).unwrap();
+        for (number, seed) in seeds.iter().enumerate() {
+            std::fs::write(to.join(format!("seed-{number}")), seed).unwrap();
+        }
+    }
+}

@@ -18,6 +18,8 @@ mod builder;
 mod care;
 #[path = "store/crash.rs"]
 mod crash;
+#[path = "store/damage.rs"]
+mod damage;
 #[path = "store/dedup.rs"]
 mod dedup;
 #[path = "store/forms.rs"]
@@ -28,6 +30,8 @@ mod hostile;
 mod layout;
 #[path = "store/processes.rs"]
 mod processes;
+#[path = "store/readme.rs"]
+mod readme;
 #[path = "store/rovl.rs"]
 mod rovl_command;
 #[path = "store/tools.rs"]

@@ -39,7 +39,7 @@ pub struct DfArgs {
     json: bool,
 }
 
-/// Remove what nothing refers to, also what a crash left. Not beside a dockerd that runs on the same root.
+/// Remove what nothing refers to, also what a crash left.
 #[derive(Debug, Args)]
 pub struct GcArgs {
     /// Also images without a name
@@ -53,7 +53,7 @@ pub struct GcArgs {
     json: bool,
 }
 
-/// Check layers against their diff-ids, and the layout against itself.
+/// Check layers against what was loaded (contents, owners, modes, times, attributes), and the layout against itself.
 #[derive(Debug, Args)]
 pub struct FsckArgs {
     /// Make right what can be: links and index from the records, contents from `--from`

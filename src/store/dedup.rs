@@ -18,8 +18,8 @@ mod index;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -28,22 +28,29 @@ use super::codec::digest::{Digest, Hasher};
 use super::disk::Disk;
 use super::error::{Context as _, Result};
 use super::ids::CacheId;
-use super::layout;
 use super::transaction::Transaction;
 use super::unpack::{FileFacts, FileSink, open_beneath};
-use crate::sys::fs::{TimeSpec, chmod_at, chown_at, utimens_at};
-use crate::sys::xattr::{SetFlags, set_at};
 
 pub use clone::{clone_tree, copy_directory_attributes};
-pub use index::{LayerIndex, read_saved, rebuild};
+use index::LayerIndex;
+pub use index::rebuild;
 
-/// Smaller files are not worth an extent of their own.
-const MIN_SIZE: u64 = 4096;
+/// Btrfs keeps contents up to this many bytes beside the inode (its `max_inline`), where they can't be shared.
+const BTRFS_INLINE: u64 = 2048;
+
+/// Bytes of the smallest file that has a block of its own, which can be shared, on the store's file system.
+fn smallest_shared(disk: &Disk) -> Result<u64> {
+    let root = disk.root();
+    let kind = rustix::fs::statfs(root).context("looking at", root)?.f_type;
+    // The magic number of Btrfs in linux/magic.h.
+    let is_btrfs = kind == 0x9123_683e;
+    Ok(if is_btrfs { BTRFS_INLINE + 1 } else { 1 })
+}
 
 /// Finds files in other layers. Threads share it.
 pub struct Deduplicator {
-    disk: Disk,
     base: PathBuf,
+    smallest: u64,
     known: Mutex<index::Known>,
 }
 
@@ -54,29 +61,28 @@ impl Deduplicator {
             return Ok(None);
         }
         Ok(Some(Deduplicator {
-            disk: store.disk().clone(),
             base: transaction.join(""),
+            smallest: smallest_shared(store.disk())?,
             known: Mutex::new(index::Known::load(store)?),
         }))
     }
 
     /// For one layer that is unpacked into the transaction.
     pub fn layer(&self, disk: &Disk, id: &CacheId) -> Result<LayerSink<'_>> {
-        let layer = self
-            .known
-            .lock()
-            .add_layer(disk.path(self.base.join(id.as_str()).join("diff")));
+        let to = self.base.join(format!("{id}.files"));
+        let index = Arc::new(Mutex::new(LayerIndex::create(disk, &to)?));
+        let root = disk.path(self.base.join(id.as_str()).join("diff"));
+        let layer = self.known.lock().add_layer(root, Arc::clone(&index));
         Ok(LayerSink {
             dedup: self,
-            id: id.clone(),
             layer,
-            index: Mutex::new(LayerIndex::default()),
+            index,
         })
     }
 
     /// A file of a layer with this content, open for reading.
     fn find(&self, digest: &Digest, size: u64) -> Option<File> {
-        let place = self.known.lock().find(digest, size)?;
+        let place = self.known.lock().find(digest)?;
         let root = File::open(&place.root).ok()?;
         let file = open_beneath(root.as_fd(), &place.path).ok()?;
         holds(&file, digest, size).then_some(file)
@@ -114,95 +120,39 @@ fn can_reflink(transaction: &mut Transaction) -> Result<bool> {
 /// What one layer's unpacking tells of its files.
 pub struct LayerSink<'a> {
     dedup: &'a Deduplicator,
-    id: CacheId,
     layer: u32,
-    index: Mutex<LayerIndex>,
+    index: Arc<Mutex<LayerIndex>>,
 }
 
 impl LayerSink<'_> {
-    /// Writes the index of the layer into the transaction.
+    /// Completes the index of the layer, in the transaction.
     pub fn finish(self) -> Result<()> {
-        let to = self.dedup.base.join(format!("{}.files", self.id));
-        let index = self.index.into_inner();
-        self.dedup.disk.write(to, &index.encode(), 0o600)
+        self.index.lock().finish()
     }
 
-    fn note(&self, file: &FileFacts<'_>, digest: &Digest, saved: bool) {
-        let mut index = self.index.lock();
-        let offset = index.push(digest, file.size, file.path, saved);
-        drop(index);
-        let mut known = self.dedup.known.lock();
-        known.insert(digest, file.size, self.layer, offset, file.path);
-    }
-
-    fn wanted<'f>(file: &'f FileFacts<'_>) -> Option<&'f Digest> {
-        file.digest.as_ref().filter(|_| file.size >= MIN_SIZE)
+    /// The digest of a file that is worth being looked up.
+    fn wanted<'f>(&self, file: &'f FileFacts<'_>) -> Option<&'f Digest> {
+        let smallest = self.dedup.smallest;
+        file.digest.as_ref().filter(|_| file.size >= smallest)
     }
 }
 
 impl FileSink for LayerSink<'_> {
-    fn place(&self, file: &FileFacts<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
-        let Some(digest) = Self::wanted(file) else {
-            return Ok(false);
-        };
-        let Some(source) = self.dedup.find(digest, file.size) else {
-            return Ok(false);
-        };
-        let name = std::ffi::OsStr::from_bytes(name);
-        let flags = rustix::fs::OFlags::WRONLY
-            | rustix::fs::OFlags::CREATE
-            | rustix::fs::OFlags::EXCL
-            | rustix::fs::OFlags::NOFOLLOW
-            | rustix::fs::OFlags::CLOEXEC;
-        let target = rustix::fs::openat(dir, name, flags, rustix::fs::Mode::RUSR)?;
-        if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
-            rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty())?;
-            return Ok(false);
-        }
-        set_attributes(target.as_fd(), file)?;
-        self.note(file, digest, true);
-        Ok(true)
+    fn fill(&self, file: &FileFacts<'_>, target: BorrowedFd<'_>) -> io::Result<bool> {
+        let source = self
+            .wanted(file)
+            .and_then(|digest| self.dedup.find(digest, file.size));
+        // What can't be shared after all (another quota, too many references) is written.
+        Ok(source.is_some_and(|source| rustix::fs::ioctl_ficlone(target, &source).is_ok()))
     }
 
-    fn written(&self, file: &FileFacts<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-        let Some(digest) = Self::wanted(file) else {
+    fn written(&self, file: &FileFacts<'_>) -> io::Result<()> {
+        let Some(digest) = self.wanted(file) else {
             return Ok(());
         };
-        let mut saved = false;
-        if let Some(source) = self.dedup.find(digest, file.size) {
-            let name = std::ffi::OsStr::from_bytes(name);
-            let flags = rustix::fs::OFlags::WRONLY
-                | rustix::fs::OFlags::NOFOLLOW
-                | rustix::fs::OFlags::CLOEXEC;
-            let target = rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())?;
-            saved = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
-            // Writing took set-id bits and capabilities away, and changed the time.
-            set_attributes(target.as_fd(), file)?;
-        }
-        self.note(file, digest, saved);
+        let pushed = self.index.lock().push(digest, file.size, file.path);
+        let offset = pushed?;
+        self.dedup.known.lock().insert(digest, self.layer, offset);
         Ok(())
     }
-}
-
-/// Gives a file the attributes that the archive has for it. The owner first: it takes set-id bits and
-/// capabilities away; the time last.
-fn set_attributes(target: BorrowedFd<'_>, file: &FileFacts<'_>) -> io::Result<()> {
-    let this = std::ffi::OsStr::new("");
-    chown_at(target, this, file.uid, file.gid)?;
-    chmod_at(target, this, file.mode)?;
-    for (key, value) in file.xattrs {
-        let key = std::ffi::CString::new(key.as_slice())?;
-        set_at(target, this, &key, value, SetFlags::Any)?;
-    }
-    let mtime = TimeSpec::At {
-        sec: file.mtime.sec,
-        nsec: file.mtime.nsec,
-    };
-    utimens_at(target, this, mtime, mtime)?;
-    Ok(())
-}
-
-/// Where the index of a layer is, relative to the root; for those who rebuild it.
-pub fn index_path(id: &CacheId) -> PathBuf {
-    layout::file_index(id)
 }

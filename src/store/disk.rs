@@ -140,14 +140,14 @@ impl Disk {
         Ok(file)
     }
 
-    /// Makes an empty file, or empties it, with exactly `mode`, open for writing.
+    /// Makes an empty file, or empties it, with exactly `mode`, open for reading and writing.
     pub fn create(&self, path: impl AsRef<Path>, mode: u32) -> Result<File> {
         let path = self.path(path);
         self.announce(Step::WriteFile)
             .and_then(|()| {
                 let mut options = OpenOptions::new();
-                options.write(true).create(true).truncate(true).mode(mode);
-                let file = options.open(&path)?;
+                options.read(true).write(true).create(true).truncate(true);
+                let file = options.mode(mode).open(&path)?;
                 file.set_permissions(Permissions::from_mode(mode))?;
                 Ok(file)
             })

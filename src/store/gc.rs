@@ -1,8 +1,8 @@
 //! Removing what nothing refers to, also what a crash left.
 //!
 //! Never what is in use: layers below an image or a container, layers that a process holds, layers that the mount
-//! table names. Docker's own unfinished work (`layerdb/tmp`, directories without a record) is taken for what a
-//! crash left: don't run this beside a running dockerd on the same root.
+//! table names. Docker's own unfinished work (`layerdb/tmp`, directories without a record) is what a crash left:
+//! beside a dockerd that runs on the same root nothing is removed, as nothing is changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +13,7 @@ use super::error::Result;
 use super::ids::{CacheId, ChainId, Digest, ImageId, LinkId};
 use super::layers::mounted_text;
 use super::layout;
+use super::lock;
 use super::transaction::{Transaction, WriteLock};
 use super::usage::tree_usage;
 
@@ -41,6 +42,9 @@ pub struct GcOptions {
 impl Store {
     /// Removes what nothing refers to.
     pub fn gc(&self, options: GcOptions) -> Result<Collected> {
+        if !options.dry_run {
+            lock::refuse_beside_docker(self.disk())?;
+        }
         let mut transaction = Transaction::begin(self.disk())?;
         let guard = WriteLock::take(self.disk())?;
         let mut collected = Collected::default();

@@ -42,6 +42,9 @@ pub const CONTAINERS: &str = "rovl/containers";
 pub const MOUNTS: &str = "rovl/mounts";
 
 /// Every directory of the layout with its mode, parents first.
+///
+/// `v2metadata-by-diffid` stays empty: Docker notes there which registry it pulled a layer from, so that a push can
+/// refer to it; what came as an archive has none (`docker load` writes nothing there either).
 const DIRECTORIES: &[(&str, u32)] = &[
     ("overlay2", 0o710),
     ("overlay2/l", 0o700),

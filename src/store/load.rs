@@ -29,6 +29,7 @@ use super::dedup::Deduplicator;
 use super::error::{Result, StoreError};
 use super::ids::{ChainId, DiffId, ImageId};
 use super::layers::Hold;
+use super::lock;
 use super::names::Reference;
 use super::stage::{StagedLayer, Stager};
 use super::transaction::Transaction;
@@ -170,6 +171,8 @@ impl<'a> Loader<'a> {
         options: &'a LoadOptions,
         progress: &'a dyn Progress,
     ) -> Result<Loader<'a>> {
+        // Before all the work, not after it.
+        lock::refuse_beside_docker(store.disk())?;
         let mut transaction = Transaction::begin(store.disk())?;
         let dedup = match options.dedup {
             true => Deduplicator::new(store, &mut transaction)?,

@@ -10,6 +10,10 @@
 //! | a layer's | `overlay2/<cache_id>/link` | shared while a layer is used, exclusively to remove it |
 //!
 //! Order: the store's before a layer's; a transaction's is only ever tried, never waited for.
+//!
+//! A dockerd on the same root knows none of them. It keeps what there is in memory, and writes `repositories.json`
+//! from there: what others changed it would undo, and what is gone it would go on using. So nothing is changed beside
+//! one ([`refuse_beside_docker`]); reading is fine.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -18,7 +22,23 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::error::{Context as _, Result};
+use super::disk::Disk;
+use super::error::{Context as _, Result, StoreError};
+
+/// A database of dockerd's, relative to its root, which it has locked as long as it runs (bbolt's flock(2)).
+const DOCKER_DATABASE: &str = "volumes/metadata.db";
+
+/// An error where a dockerd runs on the store.
+pub fn refuse_beside_docker(disk: &Disk) -> Result<()> {
+    let database = disk.path(DOCKER_DATABASE);
+    if !database.exists() || try_shared(&database)?.is_some() {
+        return Ok(());
+    }
+    Err(StoreError::InUse {
+        what: format!("the store at {}", disk.root().display()),
+        by: "a dockerd runs on it, and would undo what others change; stop it first".into(),
+    })
+}
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]

@@ -117,11 +117,12 @@ impl FromStr for Reference {
     }
 }
 
-/// Without Docker's own domain and namespace.
+/// Without Docker's own domain and namespace, unless what is left would be taken for another domain.
 fn shorten(name: &str) -> &str {
     let short = ["docker.io/", "index.docker.io/"]
         .iter()
         .find_map(|domain| name.strip_prefix(domain))
+        .filter(|rest| split_domain(rest).0.is_none())
         .unwrap_or(name);
     match short.strip_prefix("library/") {
         Some(rest) if !rest.contains('/') => rest,

@@ -173,6 +173,7 @@ impl Transaction {
     /// An error after the point of no return leaves the rest to whoever takes the lock next.
     pub fn commit(mut self, guard: WriteLock) -> Result<()> {
         if !self.moves.is_empty() {
+            lock::refuse_beside_docker(&self.disk)?;
             let log = Log {
                 moves: std::mem::take(&mut self.moves),
             };

@@ -7,6 +7,7 @@
 //! Nothing outside of the root is ever touched: see `tree`.
 
 mod attrs;
+mod check;
 mod chunks;
 mod engine;
 mod finish;
@@ -26,8 +27,9 @@ use crate::format::keys::Namespace;
 use crate::store::codec::budget::Budgets;
 use crate::store::codec::compress::{Compressed, Decoder};
 use crate::store::codec::digest::{DiffId, Digest, Hasher};
-use crate::store::codec::tar::{Parser, Step, TarError, Time, shown};
+use crate::store::codec::tar::{Parser, Step, TarError, shown};
 use attrs::Attributes;
+pub use check::{Checker, Differences};
 use chunks::{Chunk, Chunks};
 use engine::Engine;
 use tree::Tree;
@@ -94,33 +96,23 @@ pub struct FileFacts<'a> {
     pub size: u64,
     /// SHA-256 of the content. `None` unless [`Options::hash_files`], and for sparse files.
     pub digest: Option<Digest>,
-    /// Permission bits, at most 0o7777.
-    pub mode: u32,
-    /// Owner on disk; `None`: the caller.
-    pub uid: Option<u32>,
-    /// Group on disk; `None`: the caller's.
-    pub gid: Option<u32>,
-    /// Modification time.
-    pub mtime: Time,
-    /// Extended attributes as they are stored.
-    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
 /// Told of regular files, on the threads that write them, in no order.
 pub trait FileSink: Sync {
-    /// Before a file is created whose content is known already (up to some 100 KiB): may put an
-    /// equal one at `name` in `dir`, attributes and all, and answer `true`; nothing is written then.
+    /// Once the content of a file is known, which some of its bytes may have been written of or not: may give
+    /// `target` the same content in another way, and answer `true`; nothing more is written then. The file gets
+    /// its attributes afterwards.
     ///
     /// # Errors
     /// End the unpacking.
-    fn place(&self, file: &FileFacts<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool>;
+    fn fill(&self, file: &FileFacts<'_>, target: BorrowedFd<'_>) -> io::Result<bool>;
 
-    /// After a file was written and has its attributes. Not called when [`place`](Self::place)
-    /// answered `true`. `dir` and `name` are where it is.
+    /// The file is there as it is to be.
     ///
     /// # Errors
     /// End the unpacking.
-    fn written(&self, file: &FileFacts<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()>;
+    fn written(&self, file: &FileFacts<'_>) -> io::Result<()>;
 }
 
 /// How to unpack.

@@ -1,15 +1,17 @@
 //! What the store takes on disk: every byte below the root, and whose it is.
 
+mod shared;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::Store;
-use super::dedup;
 use super::error::{Context as _, Result};
 use super::ids::{ChainId, ImageId};
 use super::layout;
+use shared::SharedBlocks;
 
 /// Bytes of a block that `st_blocks` counts.
 const BLOCK: u64 = 512;
@@ -29,7 +31,7 @@ pub struct ImageUsage {
     pub shared: u64,
     /// Bytes of layers that no other image has.
     pub unique: u64,
-    /// Bytes of its layers that are shared, by reflinks, with files of other layers.
+    /// Bytes of its layers that are on disk once and counted more often: files share their blocks.
     pub saved: u64,
 }
 
@@ -40,7 +42,7 @@ pub struct LayerUsage {
     pub chain_id: ChainId,
     /// Bytes of its tree.
     pub bytes: u64,
-    /// Bytes of it that are shared, by reflinks, with files of other layers.
+    /// Bytes of it whose blocks files before it in this list have, too.
     pub saved: u64,
     /// Whether an image or a container refers to it.
     pub referenced: bool,
@@ -81,6 +83,10 @@ pub struct Usage {
 #[derive(Default)]
 struct Meter {
     linked: BTreeSet<(u64, u64)>,
+    /// Where files can share blocks, and that is of interest.
+    shared: Option<SharedBlocks>,
+    /// Bytes of blocks that were counted before.
+    again: u64,
 }
 
 impl Meter {
@@ -113,6 +119,9 @@ impl Meter {
             } else if metadata.nlink() == 1 || self.linked.insert((metadata.dev(), metadata.ino()))
             {
                 bytes += metadata.blocks() * BLOCK;
+                if let Some(shared) = self.shared.as_mut().filter(|_| metadata.is_file()) {
+                    self.again += shared.add(&next);
+                }
             }
         }
         Ok(bytes)
@@ -138,7 +147,10 @@ impl Store {
         if !self.root().is_dir() {
             return Ok(usage);
         }
-        let mut meter = Meter::default();
+        let mut meter = Meter {
+            shared: SharedBlocks::new(self.root()),
+            ..Meter::default()
+        };
         self.measure_layers(&mut usage, &mut meter)?;
         let layout: BTreeSet<&str> = layout::directories().collect();
         usage.layout_bytes = meter.alone(self.root());
@@ -153,7 +165,7 @@ impl Store {
             + usage.garbage_bytes
             + usage.foreign_bytes
             + usage.layout_bytes;
-        usage.saved = usage.layers.iter().map(|layer| layer.saved).sum();
+        usage.saved = meter.again;
         Ok(usage)
     }
 
@@ -165,7 +177,7 @@ impl Store {
             usage.layers.push(LayerUsage {
                 chain_id: layer.chain_id,
                 bytes: 0,
-                saved: dedup::read_saved(self.disk(), &layer.cache_id),
+                saved: 0,
                 referenced: referenced.contains(&layer.chain_id),
             });
         }
@@ -179,6 +191,7 @@ impl Store {
                 continue;
             }
             let path = self.disk().path(Path::new(layout::OVERLAY).join(&name));
+            let before = meter.again;
             let bytes = meter.tree(&path)?;
             let owner = owners
                 .get(&*name.to_string_lossy())
@@ -188,6 +201,7 @@ impl Store {
                     usage.layer_bytes += bytes;
                     if let Some(layer) = usage.layers.get_mut(*number) {
                         layer.bytes = bytes;
+                        layer.saved = meter.again - before;
                     }
                 }
                 Owner::Container => usage.container_bytes += bytes,

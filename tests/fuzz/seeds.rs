@@ -174,3 +174,46 @@ pub fn xattrs() -> Vec<Vec<u8>> {
         b"trusted.overlay.overlay.x".to_vec(),
     ]
 }
+
+const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+fn bytes(texts: &[String]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.clone().into_bytes()).collect()
+}
+
+pub fn manifests() -> Vec<Vec<u8>> {
+    let item =
+        r#"{"Config":"c.json","RepoTags":["a/b:1","x"],"Layers":["1/layer.tar","2/layer.tar"]}"#;
+    bytes(&[
+        format!("[{item}]"),
+        format!("[{item},{item}]"),
+        r#"[{"Config":"a","RepoTags":null,"Layers":null}]"#.into(),
+        "[]".into(),
+    ])
+}
+
+pub fn indexes() -> Vec<Vec<u8>> {
+    let blob = |kind: &str| {
+        format!(
+            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{DIGEST}","size":7,"platform":{{"architecture":"arm64","os":"linux","variant":"v8"}},"annotations":{{"org.opencontainers.image.ref.name":"a:1"}}}}"#
+        )
+    };
+    let (index, manifest) = (blob("index.v1+json"), blob("manifest.v1+json"));
+    let (config, layer) = (blob("config.v1+json"), blob("layer.v1.tar+gzip"));
+    bytes(&[
+        format!(r#"{{"schemaVersion":2,"manifests":[{index},{manifest}]}}"#),
+        format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer},{layer}]}}"#),
+        format!(r#"{{"schemaVersion":2,"config":{config},"manifests":[{manifest}]}}"#),
+        r#"{"schemaVersion":1,"fsLayers":[]}"#.into(),
+    ])
+}
+
+pub fn configs() -> Vec<Vec<u8>> {
+    bytes(&[
+        format!(
+            r#"{{"architecture":"arm64","os":"linux","variant":"v8","created":"2024-01-02T03:04:05.678Z","author":"a","config":{{"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["{DIGEST}","{DIGEST}"]}},"history":[{{"created":"2024-01-01T00:00:00+02:00","created_by":"x","comment":"y"}},{{"empty_layer":true}}]}}"#
+        ),
+        r#"{"rootfs":{"type":"layers"}}"#.into(),
+        r#"{"rootfs":{"type":"other","diff_ids":null}}"#.into(),
+    ])
+}

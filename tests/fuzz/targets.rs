@@ -6,6 +6,8 @@ use std::io::Read;
 use rovl::format::keys::Namespace;
 use rovl::format::override_stat::OverrideStat;
 use rovl::format::{acl, handle, metacopy, nlink, redirect};
+use rovl::store::archive::documents::{self, Document};
+use rovl::store::archive::platform::Platform;
 use rovl::store::codec::budget::Budgets;
 use rovl::store::codec::compress::{CompressError, Decoder};
 use rovl::store::codec::digest::Digest;
@@ -13,6 +15,8 @@ use rovl::store::codec::tar::pax::Pax;
 use rovl::store::codec::tar::writer::{END, headers, padding_after};
 use rovl::store::codec::tar::{Entry, Parser, Step, TarError};
 use rovl::store::codec::tar_split;
+use rovl::store::config::Config;
+use rovl::store::names::Reference;
 
 fn budgets() -> Budgets {
     Budgets {
@@ -176,6 +180,68 @@ pub fn xattrs(input: &[u8]) -> String {
         assert!(!stored.starts_with(namespace.prefix()) || !namespace.is_private(&stored));
     }
     seen
+}
+
+/// A docker-archive's list of images, and the names in it.
+pub fn manifest(input: &[u8]) -> String {
+    match documents::parse_docker(input) {
+        Ok(items) => {
+            let names = items.iter().flat_map(|item| item.names.iter().flatten());
+            let good = names.filter(|name| is_reference(name)).count();
+            format!("{} images, {good} names", items.len().min(9))
+        }
+        Err(e) => words(&e),
+    }
+}
+
+/// A name that is one says the same when it is read again.
+fn is_reference(name: &str) -> bool {
+    match name.parse::<Reference>() {
+        Ok(name) => {
+            let again = |text: String| text.parse::<Reference>().map(|name| name.full()).ok();
+            assert_eq!(again(name.full()), Some(name.full()));
+            assert_eq!(again(name.stored()), Some(name.full()));
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// An OCI index or manifest, with all that is read of its descriptors.
+pub fn index(input: &[u8]) -> String {
+    let (kind, blobs) = match documents::parse_oci("x", input) {
+        Ok(Document::Index(blobs)) => ("index", blobs),
+        Ok(Document::Manifest { config, layers }) => ("manifest", [vec![config], layers].concat()),
+        Err(e) => return words(&e),
+    };
+    let good = blobs.iter().filter(|blob| blob.parsed_digest().is_ok());
+    let good = good.filter(|blob| blob.is_layer()).count();
+    let names = blobs
+        .iter()
+        .filter_map(|blob| blob.annotation("org.opencontainers.image.ref.name"));
+    let named = names.filter(|name| is_reference(name)).count();
+    let host = Platform::host();
+    let fit = blobs.iter().filter_map(|blob| blob.platform.as_ref());
+    let fit = fit.filter(|platform| platform.fits(&host)).count();
+    format!("{kind} {} {good} {named} {fit}", blobs.len().min(9))
+}
+
+/// An image's config: each layer has a chain-id, and its time is one or none.
+pub fn config(input: &[u8]) -> String {
+    let config = match Config::parse(input) {
+        Ok(config) => config,
+        Err(e) => return words(&e),
+    };
+    let time = config.created.as_deref().and_then(rovl::store::time::parse);
+    match (config.diff_ids(), config.chain_ids()) {
+        (Ok(diffs), Ok(chains)) => {
+            assert_eq!(diffs.len(), chains.len());
+            let platform = config.platform().len().min(20);
+            format!("{} {} {platform}", diffs.len().min(9), time.is_some())
+        }
+        (Err(e), Err(_)) => words(&e),
+        (diffs, chains) => panic!("{diffs:?} and {chains:?}"),
+    }
 }
 
 /// The whole way into a directory: whatever comes, the error is one, and nothing is left open.

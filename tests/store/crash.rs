@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rovl::format::keys::Namespace;
 use rovl::store::disk::{Fault, Step};
@@ -20,6 +20,7 @@ use rovl::store::fsck::FsckOptions;
 use rovl::store::gc::GcOptions;
 use rovl::store::load::{self, Input, LoadOptions, Quiet};
 use rovl::store::{Store, StoreOptions, unpack};
+use rustix::mount::UnmountFlags;
 
 use crate::builder::{Image, Layer, Packed, archive, docker_members, oci_members, rich_layers};
 use crate::rovl_command::{TestStore, expect_success};
@@ -58,8 +59,15 @@ impl Disk {
         point
     }
 
+    /// Other tests start programs meanwhile: until those have replaced their image they have our files open.
     fn unmount(&self) {
-        run("umount", &[self.scratch.join("fs").to_str().unwrap()]);
+        let point = self.scratch.join("fs");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(errno) = rustix::mount::unmount(&point, UnmountFlags::empty()) {
+            let is_busy = errno == rustix::io::Errno::BUSY;
+            assert!(is_busy && Instant::now() < deadline, "unmounting: {errno}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn copy(&self, from: &str, to: &str) {

@@ -516,6 +516,25 @@ fn busybox_image(storage: &Storage) -> PathBuf {
     archive
 }
 
+/// It would undo what others change: they are told, and may read.
+fn nothing_is_changed_beside_dockerd(store: &TestStore, archive: &Path) {
+    let archive = archive.to_str().unwrap();
+    for args in [
+        &["image", "load", archive][..],
+        &["image", "tag", "localhost/bb:2", "other:1"],
+        &["image", "rm", "localhost/built:1"],
+        &["store", "gc"],
+    ] {
+        let said = expect_failure(&store.try_run(args), 1);
+        assert!(said.contains("a dockerd runs on it"), "{args:?}: {said}");
+    }
+    let listed = store.json(&["image", "ls", "--json"]);
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    store.run(&["image", "save", "localhost/bb:2"]);
+    let fsck = store.json(&["store", "fsck", "--json"]);
+    assert_eq!(fsck["faults"], serde_json::json!([]), "{fsck}");
+}
+
 #[test]
 fn dockerd_lists_and_runs_what_rovl_wrote_and_rovl_reads_what_dockerd_wrote() {
     require_root();
@@ -581,6 +600,7 @@ fn dockerd_lists_and_runs_what_rovl_wrote_and_rovl_reads_what_dockerd_wrote() {
         dockerd.run(&create);
         dockerd.run(&["start", "-a", "kept"]);
         dockerd.run(&["commit", "kept", "localhost/built:1"]);
+        nothing_is_changed_beside_dockerd(&store, &archive);
     }
     let listed = store.json(&["image", "ls", "--json"]);
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");

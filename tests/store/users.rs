@@ -127,19 +127,21 @@ fn assert_saved(home: &Path) {
     }
 }
 
+/// The path of the file `owned` in the user's store.
+fn owned(home: &Path) -> String {
+    let args = [
+        home.to_str().unwrap(),
+        "-name",
+        "owned",
+        "-path",
+        "*/diff/*",
+    ];
+    let path = String::from_utf8(run("find", &args).stdout).unwrap();
+    path.trim().to_owned()
+}
+
 fn owner_of_owned(home: &Path) -> (u32, u32) {
-    let found = run(
-        "find",
-        &[
-            home.to_str().unwrap(),
-            "-name",
-            "owned",
-            "-path",
-            "*/diff/*",
-        ],
-    );
-    let path = String::from_utf8(found.stdout).unwrap();
-    let metadata = fs::symlink_metadata(path.trim()).unwrap();
+    let metadata = fs::symlink_metadata(owned(home)).unwrap();
     (metadata.uid(), metadata.gid())
 }
 
@@ -176,24 +178,13 @@ fn a_user_with_one_id_keeps_owners_in_attributes() {
     expect_success(user.shell(&home, ROUND));
     assert_eq!(owner_of_owned(&home), (user.uid, user.uid));
     assert_saved(&home);
-    let found = run(
-        "find",
-        &[
-            home.to_str().unwrap(),
-            "-name",
-            "owned",
-            "-path",
-            "*/diff/*",
-        ],
-    );
-    let path = String::from_utf8(found.stdout).unwrap();
     let value = run(
         "getfattr",
         &[
             "--only-values",
             "-n",
             "user.containers.override_stat",
-            path.trim(),
+            &owned(&home),
         ],
     );
     assert!(

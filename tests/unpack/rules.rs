@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rovl::format::keys::Namespace;
 use rovl::store::codec::compress::{Compression, Encoder};
@@ -511,45 +510,35 @@ fn compressed_layers_are_unpacked_and_digested_on_both_sides() {
     }
 }
 
-/// Notes files, and places those whose content is `"known"`.
+/// Notes files, and fills those whose content is `"known"`, with something else to be seen by.
+#[derive(Default)]
 struct Notes {
     written: Mutex<Vec<(String, Option<Digest>, u64)>>,
-    placed: AtomicUsize,
 }
 
 impl FileSink for Notes {
-    fn place(
+    fn fill(
         &self,
         file: &FileFacts<'_>,
-        dir: std::os::fd::BorrowedFd<'_>,
-        name: &[u8],
+        target: std::os::fd::BorrowedFd<'_>,
     ) -> std::io::Result<bool> {
         if file.digest != Some(Digest::of(b"known")) {
             return Ok(false);
         }
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
-        rustix::fs::symlinkat(c"placed", dir, name)?;
-        self.placed.fetch_add(1, Ordering::Relaxed);
+        rustix::io::write(target, b"KNOWN")?;
         Ok(true)
     }
 
-    fn written(
-        &self,
-        file: &FileFacts<'_>,
-        _: std::os::fd::BorrowedFd<'_>,
-        _: &[u8],
-    ) -> std::io::Result<()> {
+    fn written(&self, file: &FileFacts<'_>) -> std::io::Result<()> {
         let path = String::from_utf8_lossy(file.path).into_owned();
-        self.written
-            .lock()
-            .unwrap()
-            .push((path, file.digest, file.size));
+        let note = (path, file.digest, file.size);
+        self.written.lock().unwrap().push(note);
         Ok(())
     }
 }
 
 #[test]
-fn the_store_is_told_of_files_and_may_place_its_own() {
+fn the_store_is_told_of_files_and_may_fill_them() {
     let big = "b".repeat(3_000_000);
     let tar = Tar::new()
         .file("./d/known", "known")
@@ -558,10 +547,7 @@ fn the_store_is_told_of_files_and_may_place_its_own() {
         .end();
     let place = Place::new();
     let root = fs::File::open(place.root()).unwrap();
-    let notes = Notes {
-        written: Mutex::default(),
-        placed: AtomicUsize::new(0),
-    };
+    let notes = Notes::default();
     let mut hashing = options();
     hashing.hash_files = true;
     let fd = std::os::fd::AsFd::as_fd(&root);
@@ -576,11 +562,13 @@ fn the_store_is_told_of_files_and_may_place_its_own() {
                 Some(Digest::of(big.as_bytes())),
                 3_000_000
             ),
+            ("d/known".to_owned(), Some(Digest::of(b"known")), 5),
             ("small".to_owned(), Some(Digest::of(b"s")), 1),
         ]
     );
-    assert_eq!(notes.placed.into_inner(), 1);
-    assert!(place.meta("d/known").is_symlink());
+    assert_eq!(fs::read(place.root().join("d/known")).unwrap(), b"KNOWN");
+    // It has its attributes all the same.
+    assert_eq!(place.meta("d/known").mode(), place.meta("small").mode());
 }
 
 #[test]

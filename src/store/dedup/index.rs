@@ -1,15 +1,20 @@
-//! Which contents a layer has: one file a layer, and all of them in memory during a load.
+//! Which contents a layer has: one file a layer, and where each content is in memory during a load.
 //!
-//! A file is the magic, the bytes that the layer shares with others (8 bytes, little-endian), then a record for
-//! each file: SHA-256 (32), length (8), length of the path (4), the path.
+//! A file is the magic, then a record for each file: SHA-256 (32), length (8, little-endian), length of the path (4),
+//! the path.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::MIN_SIZE;
+use parking_lot::Mutex;
+
+use super::smallest_shared;
 use crate::store::Store;
 use crate::store::codec::digest::{Digest, Hasher};
 use crate::store::disk::Disk;
@@ -21,39 +26,74 @@ use crate::store::unpack::open_beneath;
 const MAGIC: &[u8; 8] = b"rovlidx1";
 /// Bytes of a record before its path.
 const FIXED: usize = 44;
-/// Contents that are kept in memory; more are not looked for. About 64 bytes each.
-const MAX_KNOWN: usize = 1_000_000;
+/// Bytes of records that wait to be written.
+const PENDING: usize = 64 << 10;
+/// Contents that are kept in memory; more are not looked for. As many as a table of a million places takes, which
+/// has 33 MiB.
+const MAX_KNOWN: usize = 900_000;
 
-/// The index of one layer in the making.
-#[derive(Debug, Default)]
+/// The index of one layer in the making. Its records are in its file but for the last ones.
+#[derive(Debug)]
 pub struct LayerIndex {
-    records: Vec<u8>,
-    saved: u64,
+    file: File,
+    path: PathBuf,
+    pending: Vec<u8>,
+    /// Bytes of the file.
+    written: u64,
 }
 
 impl LayerIndex {
-    /// Adds a file, and returns where its record begins in the index's file.
-    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8], saved: bool) -> u64 {
-        let offset = (MAGIC.len() + 8 + self.records.len()) as u64;
-        let length = u32::try_from(path.len()).unwrap_or(0);
-        self.records.extend_from_slice(digest.as_bytes());
-        self.records.extend_from_slice(&size.to_le_bytes());
-        self.records.extend_from_slice(&length.to_le_bytes());
-        if length > 0 {
-            self.records.extend_from_slice(path);
-        }
-        if saved {
-            self.saved += size;
-        }
-        offset
+    /// Begins the index's file at `path`, relative to the root.
+    pub fn create(disk: &Disk, path: &Path) -> Result<LayerIndex> {
+        // The magic is written at the end: until then it is no index.
+        Ok(LayerIndex {
+            file: disk.create(path, 0o600)?,
+            path: disk.path(path),
+            pending: Vec::new(),
+            written: MAGIC.len() as u64,
+        })
     }
 
-    /// The index's file.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut file = MAGIC.to_vec();
-        file.extend_from_slice(&self.saved.to_le_bytes());
-        file.extend_from_slice(&self.records);
-        file
+    /// Adds a file, and returns where its record begins in the index's file.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn push(&mut self, digest: &Digest, size: u64, path: &[u8]) -> io::Result<u64> {
+        if self.pending.len() >= PENDING {
+            self.flush()?;
+        }
+        let offset = self.written + self.pending.len() as u64;
+        let length = u32::try_from(path.len()).map_err(io::Error::other)?;
+        self.pending.extend_from_slice(digest.as_bytes());
+        self.pending.extend_from_slice(&size.to_le_bytes());
+        self.pending.extend_from_slice(&length.to_le_bytes());
+        self.pending.extend_from_slice(path);
+        Ok(offset)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.pending, self.written)?;
+        self.written += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Completes the file. It is not synced.
+    pub fn finish(&mut self) -> Result<()> {
+        self.flush()
+            .and_then(|()| self.file.write_all_at(MAGIC, 0))
+            .context("writing", &self.path)
+    }
+
+    /// The path of the record at `offset`.
+    fn path_at(&self, offset: u64) -> Option<Vec<u8>> {
+        let Some(at) = offset.checked_sub(self.written) else {
+            return read_path(&self.file, offset);
+        };
+        let record = self.pending.get(usize::try_from(at).ok()?..)?;
+        let length = record.get(40..FIXED)?.try_into().ok()?;
+        let end = FIXED + usize::try_from(u32::from_le_bytes(length)).ok()?;
+        record.get(FIXED..end).map(<[u8]>::to_vec)
     }
 }
 
@@ -62,7 +102,7 @@ fn records(file: &[u8], mut each: impl FnMut(u64, Digest, u64, &[u8])) {
     if !file.starts_with(MAGIC) {
         return;
     }
-    let mut at = MAGIC.len() + 8;
+    let mut at = MAGIC.len();
     while let Some(fixed) = file.get(at..at + FIXED) {
         let (digest, rest) = fixed.split_at(32);
         let (size, length) = rest.split_at(8);
@@ -89,31 +129,34 @@ fn records(file: &[u8], mut each: impl FnMut(u64, Digest, u64, &[u8])) {
     }
 }
 
-/// Bytes that a layer shares with others, as its index has it.
-pub fn read_saved(disk: &Disk, id: &CacheId) -> u64 {
-    let mut head = [0; 16];
-    let read = File::open(disk.path(layout::file_index(id)))
-        .and_then(|file| std::io::Read::read_exact(&mut &file, &mut head));
-    let (magic, saved) = head.split_at(8);
-    match (read, saved.try_into()) {
-        (Ok(()), Ok(saved)) if magic == MAGIC => u64::from_le_bytes(saved),
-        _ => 0,
-    }
-}
-
 /// Where a content is.
 pub(super) struct Place {
     pub(super) root: PathBuf,
     pub(super) path: Vec<u8>,
 }
 
+/// Where the paths of a layer's contents are.
+enum Paths {
+    /// In the index's file.
+    File(PathBuf),
+    /// In the index that is being made.
+    Index(Arc<Mutex<LayerIndex>>),
+}
+
+/// Half of a content's digest: whoever finds something by it looks whether it is that.
+type Short = [u8; 16];
+
+fn short(digest: &Digest) -> Short {
+    let (short, _) = digest.as_bytes().split_at(16);
+    short.try_into().unwrap_or_default()
+}
+
 /// The contents of all layers.
 pub(super) struct Known {
-    /// The tree of each layer, and the index that its paths are read from; none for a layer in the making.
-    layers: Vec<(PathBuf, Option<PathBuf>)>,
-    by_content: HashMap<(Digest, u64), (u32, u64)>,
-    /// The paths of layers in the making.
-    fresh: HashMap<(u32, u64), Vec<u8>>,
+    /// The tree of each layer, and where the paths in it are.
+    layers: Vec<(PathBuf, Paths)>,
+    /// The number of a layer, and where the content's record begins in its index.
+    by_content: HashMap<Short, (u32, u64)>,
 }
 
 impl Known {
@@ -122,7 +165,6 @@ impl Known {
         let mut known = Known {
             layers: Vec::new(),
             by_content: HashMap::new(),
-            fresh: HashMap::new(),
         };
         for layer in store.layers()? {
             let path = store.disk().path(layout::file_index(&layer.cache_id));
@@ -130,50 +172,38 @@ impl Known {
                 continue;
             };
             let root = store.disk().path(layout::layer_diff(&layer.cache_id));
-            let number = known.add_layer(root);
-            if let Some((_, index)) = known.layers.last_mut() {
-                *index = Some(path);
-            }
-            records(&file, |offset, digest, size, _| {
-                if known.by_content.len() < MAX_KNOWN {
-                    let place = (number, offset);
-                    known.by_content.entry((digest, size)).or_insert(place);
-                }
+            let number = known.add(root, Paths::File(path));
+            records(&file, |offset, digest, _, _| {
+                known.insert(&digest, number, offset);
             });
         }
         Ok(known)
     }
 
-    pub(super) fn add_layer(&mut self, root: PathBuf) -> u32 {
-        self.layers.push((root, None));
+    /// Adds a layer in the making, and returns its number.
+    pub(super) fn add_layer(&mut self, root: PathBuf, index: Arc<Mutex<LayerIndex>>) -> u32 {
+        self.add(root, Paths::Index(index))
+    }
+
+    fn add(&mut self, root: PathBuf, paths: Paths) -> u32 {
+        self.layers.push((root, paths));
         u32::try_from(self.layers.len() - 1).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn insert(
-        &mut self,
-        digest: &Digest,
-        size: u64,
-        layer: u32,
-        offset: u64,
-        path: &[u8],
-    ) {
-        if self.by_content.len() >= MAX_KNOWN {
-            return;
-        }
-        if let std::collections::hash_map::Entry::Vacant(vacant) =
-            self.by_content.entry((*digest, size))
-        {
-            vacant.insert((layer, offset));
-            self.fresh.insert((layer, offset), path.to_owned());
+    pub(super) fn insert(&mut self, digest: &Digest, layer: u32, offset: u64) {
+        if self.by_content.len() < MAX_KNOWN {
+            let place = (layer, offset);
+            self.by_content.entry(short(digest)).or_insert(place);
         }
     }
 
-    pub(super) fn find(&self, digest: &Digest, size: u64) -> Option<Place> {
-        let place = self.by_content.get(&(*digest, size))?;
-        let (root, index) = self.layers.get(usize::try_from(place.0).ok()?)?;
-        let path = match index {
-            None => self.fresh.get(place)?.clone(),
-            Some(index) => read_path(index, place.1)?,
+    /// Where a file is that probably has this content.
+    pub(super) fn find(&self, digest: &Digest) -> Option<Place> {
+        let (layer, offset) = self.by_content.get(&short(digest))?;
+        let (root, paths) = self.layers.get(usize::try_from(*layer).ok()?)?;
+        let path = match paths {
+            Paths::Index(index) => index.lock().path_at(*offset)?,
+            Paths::File(path) => read_path(&File::open(path).ok()?, *offset)?,
         };
         Some(Place {
             root: root.clone(),
@@ -183,21 +213,21 @@ impl Known {
 }
 
 /// The path of the record at `offset`.
-fn read_path(index: &Path, offset: u64) -> Option<Vec<u8>> {
-    use std::os::unix::fs::FileExt as _;
-    let file = File::open(index).ok()?;
+fn read_path(index: &File, offset: u64) -> Option<Vec<u8>> {
     let mut length = [0; 4];
-    file.read_exact_at(&mut length, offset + 40).ok()?;
+    index.read_exact_at(&mut length, offset + 40).ok()?;
     let length = usize::try_from(u32::from_le_bytes(length)).ok()?;
     let mut path = vec![0; length.min(1 << 16)];
-    file.read_exact_at(&mut path, offset + FIXED as u64).ok()?;
+    index.read_exact_at(&mut path, offset + FIXED as u64).ok()?;
     Some(path)
 }
 
-/// The index of a layer, made anew from its tree. Nothing is known then of what it shares.
-pub fn rebuild(tree: &Path) -> Result<LayerIndex> {
+/// Makes the index of a layer anew from its tree, at `to`, relative to the root.
+pub fn rebuild(disk: &Disk, id: &CacheId, to: &Path) -> Result<()> {
+    let tree = &disk.path(layout::layer_diff(id));
+    let smallest = smallest_shared(disk)?;
     let root = File::open(tree).context("opening", tree)?;
-    let mut index = LayerIndex::default();
+    let mut index = LayerIndex::create(disk, to)?;
     let mut todo = vec![PathBuf::new()];
     while let Some(dir) = todo.pop() {
         let path = tree.join(&dir);
@@ -207,15 +237,17 @@ pub fn rebuild(tree: &Path) -> Result<LayerIndex> {
             let metadata = entry.metadata().context("looking at", entry.path())?;
             if metadata.is_dir() {
                 todo.push(relative);
-            } else if metadata.is_file() && metadata.len() >= MIN_SIZE {
+            } else if metadata.is_file() && metadata.len() >= smallest {
                 let bytes = relative.as_os_str().as_bytes();
                 let file = open_beneath(root.as_fd(), bytes).context("opening", entry.path())?;
                 let (digest, size) = hash(file).context("reading", entry.path())?;
-                index.push(&digest, size, bytes, false);
+                index
+                    .push(&digest, size, bytes)
+                    .context("writing", disk.path(to))?;
             }
         }
     }
-    Ok(index)
+    index.finish()
 }
 
 fn hash(mut file: File) -> std::io::Result<(Digest, u64)> {
@@ -235,11 +267,18 @@ mod tests {
 
     #[test]
     fn an_index_is_read_as_it_was_written() {
-        let mut index = LayerIndex::default();
+        let place = tempfile::tempdir().unwrap();
+        let disk = Disk::new(place.path().to_owned(), false, None);
+        let mut index = LayerIndex::create(&disk, Path::new("index")).unwrap();
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        let first = index.push(&one, 5000, b"a/b", false);
-        let second = index.push(&two, 6000, b"c", true);
-        let file = index.encode();
+        let first = index.push(&one, 5000, b"a/b").unwrap();
+        assert_eq!(index.path_at(first).unwrap(), b"a/b");
+        index.flush().unwrap();
+        let second = index.push(&two, 6000, b"c").unwrap();
+        assert_eq!(index.path_at(first).unwrap(), b"a/b");
+        assert_eq!(index.path_at(second).unwrap(), b"c");
+        index.finish().unwrap();
+        let file = fs::read(place.path().join("index")).unwrap();
         let mut found = Vec::new();
         records(&file, |offset, digest, size, path| {
             found.push((offset, digest, size, path.to_vec()));

@@ -1,15 +1,20 @@
 //! Layers against their diff-ids: each is put together again from its files and hashed, several at a time.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::{Fault, FaultKind, Records, Report};
 use crate::store::Store;
-use crate::store::error::{Result, StoreError};
-use crate::store::layout::LayerRecord;
+use crate::store::error::{Context as _, Result, StoreError};
+use crate::store::layout::{self, LayerRecord};
 use crate::store::load::Progress;
+use crate::store::unpack::{Checker, Differences};
 
 impl Store {
     /// Checks the files of all layers.
@@ -87,19 +92,13 @@ impl Store {
     ) -> Result<(Option<Fault>, u64)> {
         let label: String = layer.diff_id.hex().chars().take(12).collect();
         let number = progress.begin(&label, self.tar_bytes(layer).ok());
-        let mut counter = Counter {
-            bytes: 0,
-            told: 0,
-            each: &|bytes| progress.advance(number, bytes),
-        };
-        let result = self.export_layer(layer, &mut counter);
-        let bytes = counter.bytes;
+        let (found, bytes) = self.compare(layer, &|bytes| progress.advance(number, bytes));
         let fault = |what: String| {
             let what = format!("layer {}: {what}", layer.chain_id);
             Some(Fault::new(FaultKind::Content(layer.chain_id), what))
         };
-        let result = match result {
-            Ok(_) => Ok((None, bytes)),
+        let result = match found {
+            Ok(found) => Ok((found.and_then(fault), bytes)),
             Err(StoreError::Layer { reason, .. }) => Ok((fault(reason), bytes)),
             Err(error @ StoreError::Io { .. }) => Ok((fault(error.to_string()), bytes)),
             Err(error) => Err(error),
@@ -118,10 +117,58 @@ impl Store {
     }
 }
 
-/// Counts what is written, and tells of it now and then.
+impl Store {
+    /// Puts a layer's tar together again, hashes it, and holds it against the tree: what is wrong, and how many
+    /// bytes it has.
+    fn compare(&self, layer: &LayerRecord, each: &dyn Fn(u64)) -> (Result<Option<String>>, u64) {
+        let checker = match self.checker_of(layer) {
+            Ok(checker) => checker,
+            Err(error) => return (Err(error), 0),
+        };
+        let mut counter = Counter {
+            bytes: 0,
+            told: 0,
+            checker,
+            each,
+        };
+        let exported = self.export_layer(layer, &mut counter);
+        let Counter { bytes, checker, .. } = counter;
+        let found = exported.and_then(|_| {
+            let found = checker.finish();
+            Ok(summed_up(&found.context("checking", self.tree_of(layer))?))
+        });
+        (found, bytes)
+    }
+
+    fn checker_of(&self, layer: &LayerRecord) -> Result<Checker> {
+        let tree = self.tree_of(layer);
+        let root = File::open(&tree).context("opening", &tree)?;
+        let dir = self.disk().path(layout::layer_dir(&layer.cache_id));
+        let owner = dir.metadata().context("looking at", &dir)?.uid();
+        Checker::new(root.as_fd(), owner).context("checking", tree)
+    }
+
+    fn tree_of(&self, layer: &LayerRecord) -> PathBuf {
+        self.disk().path(layout::layer_diff(&layer.cache_id))
+    }
+}
+
+/// The differences of a layer in one line.
+fn summed_up(found: &Differences) -> Option<String> {
+    const NAMED: usize = 3;
+    let named: Vec<&str> = found.first.iter().take(NAMED).map(String::as_str).collect();
+    let more = match found.count.saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    (found.count > 0).then(|| format!("{}{more}", named.join("; ")))
+}
+
+/// Counts what is written, tells of it now and then, and holds it against the tree.
 struct Counter<'a> {
     bytes: u64,
     told: u64,
+    checker: Checker,
     each: &'a dyn Fn(u64),
 }
 
@@ -132,7 +179,7 @@ impl io::Write for Counter<'_> {
             self.told = self.bytes;
             (self.each)(self.bytes);
         }
-        Ok(buffer.len())
+        self.checker.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -286,12 +286,13 @@ impl Store {
             if self.disk().path(&to).exists() || self.hold([&layer]).is_err() {
                 continue;
             }
-            let tree = self.disk().path(layout::layer_diff(&layer.cache_id));
-            let index = dedup::rebuild(&tree)?;
-            transaction.place_file(&index.encode(), 0o600, to)?;
+            let from = transaction.fresh();
+            dedup::rebuild(self.disk(), &layer.cache_id, &from)?;
+            transaction.place(from, to);
             built += 1;
         }
         if built > 0 {
+            self.disk().sync_fs()?;
             repaired
                 .done
                 .push(format!("the indexes of {built} layers: made anew"));

@@ -229,33 +229,26 @@ impl Worker<'_> {
     }
 
     fn create(&self, job: &Job, body: Body) -> io::Result<()> {
-        let mut facts = FileFacts {
+        let hash = self.hash && job.sparse.is_none();
+        let mut target = Target::create(job)?;
+        let facts = |digest| FileFacts {
             path: &job.path,
             size: job.size,
-            digest: None,
-            mode: job.plan.mode,
-            uid: job.plan.owner.map(|(uid, _)| uid),
-            gid: job.plan.owner.map(|(_, gid)| gid),
-            mtime: job.plan.mtime,
-            xattrs: &job.plan.xattrs,
+            digest,
         };
-        let hash = self.hash && job.sparse.is_none();
-        match body {
+        let facts = match body {
             Body::Whole(pieces) => {
-                facts.digest = hash.then(|| digest_of(&pieces));
-                if let Some(sink) = self.sink
-                    && sink.place(&facts, job.dir.as_fd(), &job.name)?
-                {
-                    return Ok(());
-                }
-                let mut target = Target::create(job)?;
-                for piece in &pieces {
+                let facts = facts(hash.then(|| digest_of(&pieces)));
+                let filled = match self.sink {
+                    Some(sink) => sink.fill(&facts, target.file.as_fd())?,
+                    None => false,
+                };
+                for piece in pieces.iter().filter(|_| !filled) {
                     target.write(piece.bytes())?;
                 }
-                target.finish(job, self.attributes)?;
+                facts
             }
             Body::Stream(pieces) => {
-                let mut target = Target::create(job)?;
                 let mut hasher = Hasher::new();
                 let mut got = 0;
                 for piece in &pieces {
@@ -270,12 +263,16 @@ impl Worker<'_> {
                     // The other side has failed, and says why.
                     return Ok(());
                 }
-                facts.digest = hash.then(|| hasher.finish().0);
-                target.finish(job, self.attributes)?;
+                let facts = facts(hash.then(|| hasher.finish().0));
+                if let Some(sink) = self.sink {
+                    sink.fill(&facts, target.file.as_fd())?;
+                }
+                facts
             }
-        }
+        };
+        target.finish(job, self.attributes)?;
         match self.sink {
-            Some(sink) => sink.written(&facts, job.dir.as_fd(), &job.name),
+            Some(sink) => sink.written(&facts),
             None => Ok(()),
         }
     }
