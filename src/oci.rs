@@ -125,7 +125,13 @@ pub fn config(spec: &Spec) -> Value {
 }
 
 fn mounts(spec: &Spec) -> Vec<Value> {
-    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    let mut terminals = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
     if spec.has_tty_group {
         terminals.push("gid=5");
     }
@@ -147,8 +153,10 @@ fn mounts(spec: &Spec) -> Vec<Value> {
     for bind in &spec.binds {
         let mut options = vec!["rbind", "rprivate"];
         options.push(if bind.read_only { "ro" } else { "rw" });
-        mounts.push(json!({"destination": bind.target, "type": "none", "source": bind.source,
-            "options": options}));
+        mounts.push(
+            json!({"destination": bind.target, "type": "none", "source": bind.source,
+            "options": options}),
+        );
     }
     mounts
 }
@@ -178,7 +186,10 @@ mod tests {
 
     fn kinds(config: &Value) -> Vec<&str> {
         let namespaces = config["linux"]["namespaces"].as_array().unwrap();
-        namespaces.iter().map(|n| n["type"].as_str().unwrap()).collect()
+        namespaces
+            .iter()
+            .map(|n| n["type"].as_str().unwrap())
+            .collect()
     }
 
     #[test]

@@ -45,10 +45,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("store", &["format", "sys"]),
     ("fuse", &["overlay", "format", "sys"]),
     ("oci", &[]),
-    (
-        "cli",
-        &["fuse", "overlay", "store", "oci", "format", "sys"],
-    ),
+    ("cli", &["fuse", "overlay", "store", "oci", "format", "sys"]),
 ];
 
 /// One source file in the forms that the rules look at. All forms have the same lines.

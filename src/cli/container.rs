@@ -167,7 +167,12 @@ pub fn run(command: ContainerCommand, place: &Place) -> Result<(), Failure> {
         ContainerCommand::Commit(args) => commit(args, &store),
         ContainerCommand::Export(args) => {
             let container = store.find_container(&args.container)?;
-            write_tar(&store, &container, Extent::Everything, args.output.as_deref())
+            write_tar(
+                &store,
+                &container,
+                Extent::Everything,
+                args.output.as_deref(),
+            )
         }
     }
 }
@@ -240,7 +245,14 @@ fn list(args: &LsArgs, store: &Store) -> Result<(), Failure> {
         }
         rows.push(row);
     }
-    let mut headings = vec!["CONTAINER ID", "IMAGE", "CREATED", "STATUS", "NAME", "MOUNTED AT"];
+    let mut headings = vec![
+        "CONTAINER ID",
+        "IMAGE",
+        "CREATED",
+        "STATUS",
+        "NAME",
+        "MOUNTED AT",
+    ];
     if args.size {
         headings.push("SIZE>");
     }
@@ -336,10 +348,13 @@ fn mount_noted(
         }
     };
     if driver == Driver::Auto {
-        eprintln!("rovl: mounted by {}", match used {
-            "kernel" => "the kernel's overlayfs",
-            _ => "rovl, over FUSE",
-        });
+        eprintln!(
+            "rovl: mounted by {}",
+            match used {
+                "kernel" => "the kernel's overlayfs",
+                _ => "rovl, over FUSE",
+            }
+        );
     }
     mounts::note(store, tree, key, what, &target, used, made)?;
     print(&format!("{}\n", target.display()))
@@ -363,10 +378,16 @@ pub fn mount_image(
     }
     let (layers, _hold) = store.hold_image(image)?;
     let Some(top) = layers.last() else {
-        return Err(Failure::failed(format!("image {} has no layers", image.id.short())));
+        return Err(Failure::failed(format!(
+            "image {} has no layers",
+            image.id.short()
+        )));
     };
     let link = layout::read_link_id(store.disk(), &top.cache_id)?.ok_or_else(|| {
-        Failure::failed(format!("layer {} has no link; `rovl store fsck` says more", top.chain_id))
+        Failure::failed(format!(
+            "layer {} has no link; `rovl store fsck` says more",
+            top.chain_id
+        ))
     })?;
     let lower = layout::read_lower(store.disk(), &top.cache_id)?;
     let tree = MergedTree {
@@ -457,7 +478,12 @@ fn settle(store: &Store, container: &Container) -> Result<pack::Options, Failure
 fn diff(args: &DiffArgs, store: &Store) -> Result<(), Failure> {
     let container = store.find_container(&args.container)?;
     if args.tar {
-        return write_tar(store, &container, Extent::Difference, args.output.as_deref());
+        return write_tar(
+            store,
+            &container,
+            Extent::Difference,
+            args.output.as_deref(),
+        );
     }
     let options = settle(store, &container)?;
     let changes = store.container_tree(&container)?.changes(&options)?;
@@ -477,7 +503,9 @@ fn diff(args: &DiffArgs, store: &Store) -> Result<(), Failure> {
     for change in &changes {
         text.extend_from_slice(letter(change.kind).as_bytes());
         text.push(b' ');
-        text.extend_from_slice(std::os::unix::ffi::OsStrExt::as_bytes(change.path.as_os_str()));
+        text.extend_from_slice(std::os::unix::ffi::OsStrExt::as_bytes(
+            change.path.as_os_str(),
+        ));
         text.push(b'\n');
     }
     match io::stdout().lock().write_all(&text) {
@@ -505,7 +533,10 @@ fn write_tar(
         let mut out = BufWriter::with_capacity(1 << 20, out);
         let summary = tree.pack(extent, &options, &mut out)?;
         if summary.sockets > 0 {
-            super::warn(&format!("{} sockets are left out: no tar has such", summary.sockets));
+            super::warn(&format!(
+                "{} sockets are left out: no tar has such",
+                summary.sockets
+            ));
         }
         out.flush()
             .map_err(|error| Failure::failed(format!("writing the tar: {error}")))
@@ -533,7 +564,8 @@ fn commit(args: CommitArgs, store: &Store) -> Result<(), Failure> {
         unpack: stored::unpack_options(false),
     };
     let progress = stored::progress(args.json);
-    let image = store.commit_container(&container, &commit, &packing, &unpacking, progress.as_ref())?;
+    let image =
+        store.commit_container(&container, &commit, &packing, &unpacking, progress.as_ref())?;
     drop(progress);
     if args.json {
         let layer = image.layers.last();

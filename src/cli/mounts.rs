@@ -130,7 +130,11 @@ impl MergedTree {
         if let Some(tree) = only {
             // One directory is nothing to merge: overlayfs refuses it.
             rustix::mount::mount_bind(tree, target)?;
-            return rustix::mount::mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, c"");
+            return rustix::mount::mount_remount(
+                target,
+                MountFlags::BIND | MountFlags::RDONLY,
+                c"",
+            );
         }
         rustix::process::chdir(&self.base)?;
         let mut data = format!("lowerdir={}", self.short_lowers);
@@ -154,8 +158,8 @@ impl MergedTree {
             } else {
                 ""
             };
-            let data = CString::new(format!("{data}{options}{volatile}"))
-                .map_err(|_| Errno::INVAL)?;
+            let data =
+                CString::new(format!("{data}{options}{volatile}")).map_err(|_| Errno::INVAL)?;
             result = rustix::mount::mount(
                 self.source.as_str(),
                 target,
@@ -239,7 +243,10 @@ pub fn state_of(notes: &MountNotes) -> MountState {
             false => MountState::Gone,
         };
     }
-    let is_ours = |info: &MountInfo| info.source.as_os_str() == notes.source.as_str() || notes.driver == "kernel" && !fuse_mount::is_fuse(info);
+    let is_ours = |info: &MountInfo| {
+        info.source.as_os_str() == notes.source.as_str()
+            || notes.driver == "kernel" && !fuse_mount::is_fuse(info)
+    };
     match fuse_mount::top_mount(&notes.target) {
         Ok(Some(info)) if is_ours(&info) => {}
         Ok(_) => return MountState::Gone,
@@ -318,9 +325,8 @@ pub fn flush(notes: &MountNotes) -> Result<(), Failure> {
     if state_of(notes) != MountState::Live {
         return Ok(());
     }
-    let failed = |errno: Errno| {
-        Failure::failed(format!("syncing {}: {errno}", notes.target.display()))
-    };
+    let failed =
+        |errno: Errno| Failure::failed(format!("syncing {}: {errno}", notes.target.display()));
     sync_tree(&notes.target).map_err(failed)
 }
 
@@ -334,5 +340,6 @@ pub fn sync_tree(target: &Path) -> Result<(), Errno> {
 /// Whether a directory is empty and on the same file system as its parent: nothing is mounted there.
 pub fn is_plain_directory(path: &Path) -> bool {
     let device = |path: &Path| fs::symlink_metadata(path).ok().map(|m| m.dev());
-    path.parent().is_some_and(|parent| device(parent) == device(path))
+    path.parent()
+        .is_some_and(|parent| device(parent) == device(path))
 }

@@ -93,7 +93,11 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value = "fuse")]
     driver: Driver,
     /// The image, by name, id or beginning of one; then the command (default: the image's)
-    #[arg(value_name = "IMAGE [COMMAND [ARG…]]", required = true, trailing_var_arg = true)]
+    #[arg(
+        value_name = "IMAGE [COMMAND [ARG…]]",
+        required = true,
+        trailing_var_arg = true
+    )]
     #[arg(allow_hyphen_values = true)]
     words: Vec<String>,
 }
@@ -178,7 +182,9 @@ fn front(args: &RunArgs, place: &Place) -> Result<u8, Failure> {
     terminal.restore();
     clean_up(&store, &id, args.rm)?;
     let signal = status.signal().unwrap_or_default();
-    Err(Failure::failed(format!("the container's keeper was killed by signal {signal}")))
+    Err(Failure::failed(format!(
+        "the container's keeper was killed by signal {signal}"
+    )))
 }
 
 /// Starts the keeper as the first process of a process namespace.
@@ -225,7 +231,9 @@ fn clean_up(store: &Store, id: &CacheId, with_container: bool) -> Result<(), Fai
         other => other?,
     };
     let merged = store.disk().path(container.dir().join("merged"));
-    if merged.exists() && let Err(error) = fs::remove_dir(&merged) {
+    if merged.exists()
+        && let Err(error) = fs::remove_dir(&merged)
+    {
         tracing::debug!(%error, "the mount point stays");
     }
     if with_container {

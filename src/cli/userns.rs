@@ -17,9 +17,7 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::{FAILED, Failure};
-use crate::sys::process::{
-    block_signals, unblock_signals, unblock_signals_in, wait_signal_sender,
-};
+use crate::sys::process::{block_signals, unblock_signals, unblock_signals_in, wait_signal_sender};
 
 /// Set for the child that is to be in a namespace of its own.
 const MARK: &str = "ROVL_USERNS";

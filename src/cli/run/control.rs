@@ -59,9 +59,8 @@ fn ask(container: &Container, order: u8) -> std::io::Result<Option<u8>> {
 
 /// Has everything that a running container has written so far reach its layers.
 pub fn sync(container: &Container) -> Result<(), Failure> {
-    let failed = |why: &str| {
-        Failure::failed(format!("syncing container {}: {why}", container.short()))
-    };
+    let failed =
+        |why: &str| Failure::failed(format!("syncing container {}: {why}", container.short()));
     match ask(container, SYNC) {
         Ok(None | Some(DONE)) => Ok(()),
         Ok(Some(_)) => Err(failed("its keeper could not")),
@@ -71,9 +70,8 @@ pub fn sync(container: &Container) -> Result<(), Failure> {
 
 /// Ends what runs in a container, and waits until nobody uses it any more.
 pub fn kill(store: &Store, container: &Container) -> Result<(), Failure> {
-    let failed = |why: &str| {
-        Failure::failed(format!("ending container {}: {why}", container.short()))
-    };
+    let failed =
+        |why: &str| Failure::failed(format!("ending container {}: {why}", container.short()));
     match ask(container, KILL) {
         Ok(None) => return Ok(()),
         Ok(Some(_)) => {}

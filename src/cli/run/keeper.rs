@@ -75,10 +75,14 @@ fn separate() -> Result<(), Failure> {
     rustix::thread::unshare(UnshareFlags::NEWNS)
         .map_err(|errno| failed("making a mount namespace", errno))?;
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", flags).map_err(|errno| failed("keeping mounts apart", errno))?;
+    rustix::mount::mount_change("/", flags)
+        .map_err(|errno| failed("keeping mounts apart", errno))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("proc", "/proc", "proc", flags, None).map_err(|errno| {
-        failed("mounting /proc, of which a part may be hidden here (a container?)", errno)
+        failed(
+            "mounting /proc, of which a part may be hidden here (a container?)",
+            errno,
+        )
     })
 }
 
@@ -106,7 +110,9 @@ fn find_runtime(args: &RunArgs) -> Result<PathBuf, Failure> {
         .iter()
         .find_map(|name| dirs.iter().map(|dir| dir.join(name)).find(|p| p.is_file()))
         .ok_or_else(|| {
-            Failure::failed("no OCI runtime was found: install crun, runc or youki, or use --runtime")
+            Failure::failed(
+                "no OCI runtime was found: install crun, runc or youki, or use --runtime",
+            )
         })
 }
 
@@ -125,14 +131,24 @@ impl Keeper<'_> {
         self.merged.join("rootfs")
     }
 
-    fn hold_and_run(&self, config: &serde_json::Map<String, Value>, pipe: File) -> Result<u8, Failure> {
+    fn hold_and_run(
+        &self,
+        config: &serde_json::Map<String, Value>,
+        pipe: File,
+    ) -> Result<u8, Failure> {
         let _hold = match &self.container.parent {
             Some(parent) => Some(self.store.hold(&self.store.chain_of(parent)?)?),
             None => None,
         };
         self.mount()?;
         let terminal = self.args.wants_terminal();
-        let spec = settings::spec(self.args, config, &self.rootfs(), &self.container, self.orders)?;
+        let spec = settings::spec(
+            self.args,
+            config,
+            &self.rootfs(),
+            &self.container,
+            self.orders,
+        )?;
         settings::write_files(&self.merged, &spec.hostname)
             .map_err(|error| failed("writing the bundle", error))?;
         let spec = settings::with_files(spec, &self.merged, &self.rootfs());
@@ -150,8 +166,14 @@ impl Keeper<'_> {
     fn mount(&self) -> Result<(), Failure> {
         let at = |error: std::io::Error| failed(&format!("{}", self.merged.display()), error);
         mounts::ensure_target(&self.merged)?;
-        rustix::mount::mount("tmpfs", &self.merged, "tmpfs", MountFlags::NODEV, c"mode=0700")
-            .map_err(|errno| at(errno.into()))?;
+        rustix::mount::mount(
+            "tmpfs",
+            &self.merged,
+            "tmpfs",
+            MountFlags::NODEV,
+            c"mode=0700",
+        )
+        .map_err(|errno| at(errno.into()))?;
         for dir in ["rootfs", "state"] {
             fs::create_dir(self.merged.join(dir)).map_err(at)?;
         }
@@ -186,7 +208,10 @@ impl Keeper<'_> {
             ),
             false => None,
         };
-        self.runtime(&["create", "--bundle", ".", "--pid-file", "pid"], socket.is_some())?;
+        self.runtime(
+            &["create", "--bundle", ".", "--pid-file", "pid"],
+            socket.is_some(),
+        )?;
         let saved = terminal::Saved::take();
         let output = match &socket {
             Some(socket) => {
@@ -260,9 +285,8 @@ impl Keeper<'_> {
         command.arg(&self.container.id);
         unblock_signals_in(&mut command);
         let status = command.status();
-        let status = status.map_err(|error| {
-            failed(&format!("running {}", self.runtime.display()), error)
-        })?;
+        let status = status
+            .map_err(|error| failed(&format!("running {}", self.runtime.display()), error))?;
         if status.success() {
             return Ok(());
         }

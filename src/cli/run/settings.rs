@@ -23,7 +23,10 @@ pub fn merged(args: &RunArgs, image: Option<&Value>) -> Map<String, Value> {
         _ => Map::new(),
     };
     if let Some(entrypoint) = &args.entrypoint {
-        let words: Vec<&str> = Some(entrypoint.as_str()).filter(|e| !e.is_empty()).into_iter().collect();
+        let words: Vec<&str> = Some(entrypoint.as_str())
+            .filter(|e| !e.is_empty())
+            .into_iter()
+            .collect();
         config.insert("Entrypoint".into(), words.into());
         config.remove("Cmd");
     }
@@ -121,7 +124,9 @@ pub fn spec(
         read_only: args.read_only,
         hostname,
         binds: binds.collect::<Result<_, _>>()?,
-        has_tty_group: maps.iter().any(|(first, count)| (*first..first.saturating_add(*count)).contains(&TTY_GROUP)),
+        has_tty_group: maps
+            .iter()
+            .any(|(first, count)| (*first..first.saturating_add(*count)).contains(&TTY_GROUP)),
         ids: if orders.own_users { Vec::new() } else { maps },
     })
 }
@@ -146,7 +151,10 @@ fn bind(text: &str) -> Result<Bind, Failure> {
         (Some(source), Some(target)) if !source.is_empty() => (source, target),
         _ => return Err(bad("SRC:DST is needed")),
     };
-    let options: Vec<&str> = parts.next().map(|o| o.split(',').collect()).unwrap_or_default();
+    let options: Vec<&str> = parts
+        .next()
+        .map(|o| o.split(',').collect())
+        .unwrap_or_default();
     if parts.next().is_some() {
         return Err(bad("SRC:DST:OPTIONS is all there is"));
     }
@@ -159,8 +167,12 @@ fn bind(text: &str) -> Result<Bind, Failure> {
         return Err(bad("the place in the container is to begin with /"));
     }
     let path = Path::new(source);
-    let source = path.canonicalize().map_err(|error| bad(&format!("{source}: {error}")))?;
-    let source = source.to_str().ok_or_else(|| bad("a path that is no UTF-8"))?;
+    let source = path
+        .canonicalize()
+        .map_err(|error| bad(&format!("{source}: {error}")))?;
+    let source = source
+        .to_str()
+        .ok_or_else(|| bad("a path that is no UTF-8"))?;
     Ok(Bind {
         source: source.to_owned(),
         target: target.to_owned(),
@@ -188,9 +200,16 @@ pub fn write_files(bundle: &Path, hostname: &str) -> std::io::Result<()> {
 pub fn with_files(mut spec: Spec, bundle: &Path, rootfs: &Path) -> Spec {
     for name in FILES {
         let target = format!("/etc/{name}");
-        let is_taken = spec.binds.iter().any(|bind| bind.target == target || bind.target == "/etc");
+        let is_taken = spec
+            .binds
+            .iter()
+            .any(|bind| bind.target == target || bind.target == "/etc");
         let place = rootfs.join("etc").join(name);
-        if !is_taken && place.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+        if !is_taken
+            && place
+                .symlink_metadata()
+                .is_ok_and(|metadata| metadata.is_file())
+        {
             let bind = Bind {
                 source: bundle.join(name).to_string_lossy().into_owned(),
                 target,
@@ -214,7 +233,10 @@ pub fn explain(runtime: &Path, said: &str, status: &str) -> Failure {
         super::FAILED
     } else if lower.contains("not found") || lower.contains("no such file") {
         127
-    } else if ["permission denied", "exec format", "is a directory"].iter().any(|w| lower.contains(w)) {
+    } else if ["permission denied", "exec format", "is a directory"]
+        .iter()
+        .any(|w| lower.contains(w))
+    {
         126
     } else {
         super::FAILED

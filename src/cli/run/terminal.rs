@@ -1,7 +1,7 @@
 //! The terminal of the user, and the one of the container: bytes and sizes from one to the other.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, IoSliceMut, Read, Write};
+use std::io::{IoSliceMut, IsTerminal as _, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -24,12 +24,18 @@ impl Saved {
     pub fn take() -> Saved {
         let stdin = std::io::stdin();
         let is_terminal = stdin.is_terminal();
-        Saved(is_terminal.then(|| rustix::termios::tcgetattr(&stdin).ok()).flatten())
+        Saved(
+            is_terminal
+                .then(|| rustix::termios::tcgetattr(&stdin).ok())
+                .flatten(),
+        )
     }
 
     /// Lets every key through as it is.
     pub fn make_raw(&self) {
-        let Some(mut raw) = self.0.clone() else { return };
+        let Some(mut raw) = self.0.clone() else {
+            return;
+        };
         raw.make_raw();
         self.set(&raw);
     }

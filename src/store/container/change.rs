@@ -106,7 +106,11 @@ impl Change {
             }
             Instruction::Expose => {
                 let ports: Vec<String> = words()?.iter().map(|w| port(w)).collect::<Result<_>>()?;
-                extend(config, "ExposedPorts", ports.into_iter().map(|p| (p, json!({}))));
+                extend(
+                    config,
+                    "ExposedPorts",
+                    ports.into_iter().map(|p| (p, json!({}))),
+                );
             }
             Instruction::Volume => {
                 let paths = match json_words(&self.rest) {
@@ -131,10 +135,13 @@ impl Change {
             Instruction::WorkDir => {
                 let path = one(words()?, "WORKDIR")?;
                 let old = config.get("WorkingDir").and_then(Value::as_str);
-                let joined = clean(&format!("{}/{path}", match path.starts_with('/') {
-                    true => "",
-                    false => old.unwrap_or(""),
-                }));
+                let joined = clean(&format!(
+                    "{}/{path}",
+                    match path.starts_with('/') {
+                        true => "",
+                        false => old.unwrap_or(""),
+                    }
+                ));
                 config.insert("WorkingDir".into(), joined.into());
             }
         }
@@ -183,7 +190,9 @@ fn clean(path: &str) -> String {
 fn port(word: &str) -> Result<String> {
     let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
     let is_port = |text: &str| text.parse::<u16>().is_ok();
-    let is_range = number.split_once('-').is_some_and(|(a, b)| is_port(a) && is_port(b));
+    let is_range = number
+        .split_once('-')
+        .is_some_and(|(a, b)| is_port(a) && is_port(b));
     if !(is_port(number) || is_range) || !["tcp", "udp", "sctp"].contains(&protocol) {
         return Err(bad(&format!("{word:?} is no port")));
     }
@@ -329,11 +338,27 @@ mod tests {
             ("CMD a b", "Cmd", json!(["/bin/sh", "-c", "a b"])),
             ("entrypoint [\"/e\"]", "Entrypoint", json!(["/e"])),
             ("ENTRYPOINT [\"/e\"]", "Cmd", Value::Null),
-            ("ENV A=2 B='x $A' C=\"q w\"", "Env", json!(["PATH=/bin", "A=2", "B=x $A", "C=q w"])),
+            (
+                "ENV A=2 B='x $A' C=\"q w\"",
+                "Env",
+                json!(["PATH=/bin", "A=2", "B=x $A", "C=q w"]),
+            ),
             ("ENV PATH=$PATH:/x", "Env", json!(["PATH=/bin:/x", "A=1"])),
-            ("ENV OLD way ${A}", "Env", json!(["PATH=/bin", "A=1", "OLD=way 1"])),
-            ("EXPOSE 80 53/udp", "ExposedPorts", json!({"80/tcp": {}, "53/udp": {}})),
-            ("LABEL k=v \"l m\"=\"n o\"", "Labels", json!({"k": "v", "l m": "n o", "x": "y"})),
+            (
+                "ENV OLD way ${A}",
+                "Env",
+                json!(["PATH=/bin", "A=1", "OLD=way 1"]),
+            ),
+            (
+                "EXPOSE 80 53/udp",
+                "ExposedPorts",
+                json!({"80/tcp": {}, "53/udp": {}}),
+            ),
+            (
+                "LABEL k=v \"l m\"=\"n o\"",
+                "Labels",
+                json!({"k": "v", "l m": "n o", "x": "y"}),
+            ),
             ("ONBUILD RUN x", "OnBuild", json!(["RUN x"])),
             ("STOPSIGNAL SIGINT", "StopSignal", json!("SIGINT")),
             ("USER 1:2", "User", json!("1:2")),
@@ -358,8 +383,18 @@ mod tests {
     #[test]
     fn what_is_no_change_is_refused() {
         for line in [
-            "", "CMD", "RUN x", "FROM y", "EXPOSE x", "EXPOSE 99999", "ENV A", "ENV ='x'",
-            "LABEL \"open=1", "USER a b", "WORKDIR", "VOLUME []",
+            "",
+            "CMD",
+            "RUN x",
+            "FROM y",
+            "EXPOSE x",
+            "EXPOSE 99999",
+            "ENV A",
+            "ENV ='x'",
+            "LABEL \"open=1",
+            "USER a b",
+            "WORKDIR",
+            "VOLUME []",
         ] {
             assert!(line.parse::<Change>().is_err(), "{line}");
         }

@@ -136,7 +136,10 @@ fn commit_config(
     let Value::Object(mut whole) = parsed else {
         return Err(damaged("its config is no object"));
     };
-    let run = container.notes.as_ref().and_then(|notes| notes.config.clone());
+    let run = container
+        .notes
+        .as_ref()
+        .and_then(|notes| notes.config.clone());
     let mut config = match run.or_else(|| whole.get("config").cloned()) {
         Some(Value::Object(config)) => config,
         _ => Map::new(),
@@ -158,12 +161,20 @@ fn commit_config(
     }
     let mut history = history_of(&image.config, &whole);
     history.push(step.into());
-    let mut diff_ids: Vec<String> = image.config.diff_ids()?.iter().map(DiffId::to_string).collect();
+    let mut diff_ids: Vec<String> = image
+        .config
+        .diff_ids()?
+        .iter()
+        .map(DiffId::to_string)
+        .collect();
     diff_ids.push(layer.to_string());
     whole.insert("config".into(), config.into());
     whole.insert("created".into(), now.into());
     whole.insert("history".into(), history.into());
-    whole.insert("rootfs".into(), json!({"type": "layers", "diff_ids": diff_ids}));
+    whole.insert(
+        "rootfs".into(),
+        json!({"type": "layers", "diff_ids": diff_ids}),
+    );
     // What says how the old image was made.
     for key in ["container", "container_config", "id", "parent", "parent_id"] {
         whole.remove(key);

@@ -108,9 +108,8 @@ impl Store {
         let lower = match &top {
             None => None,
             Some(id) => {
-                let link = layout::read_link_id(self.disk(), id)?.ok_or_else(|| {
-                    StoreError::damaged(format!("layer {chain} has no link"))
-                })?;
+                let link = layout::read_link_id(self.disk(), id)?
+                    .ok_or_else(|| StoreError::damaged(format!("layer {chain} has no link")))?;
                 let own = layout::read_lower(self.disk(), id)?;
                 Some(layout::lower_of_child(&link, own.as_deref()))
             }
@@ -165,7 +164,12 @@ impl Store {
             while let Some(dir) = todo.pop() {
                 for name in layout::names(self.disk(), &dir)? {
                     let path = dir.join(name);
-                    if self.disk().path(&path).symlink_metadata().is_ok_and(|m| m.is_dir()) {
+                    if self
+                        .disk()
+                        .path(&path)
+                        .symlink_metadata()
+                        .is_ok_and(|m| m.is_dir())
+                    {
                         todo.push(path);
                     }
                 }

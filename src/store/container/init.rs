@@ -74,7 +74,10 @@ fn ensure_parents(
     };
     let to = diff.join(parent);
     let shown = shown_at(image, parent);
-    if shown.as_ref().is_some_and(|shown| !shown.symlink_metadata().is_ok_and(|m| m.is_dir())) {
+    if shown
+        .as_ref()
+        .is_some_and(|shown| !shown.symlink_metadata().is_ok_and(|m| m.is_dir()))
+    {
         return Ok(false);
     }
     if disk.path(&to).is_dir() {

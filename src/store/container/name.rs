@@ -56,7 +56,10 @@ impl FromStr for ContainerName {
     fn from_str(text: &str) -> Result<ContainerName> {
         let name = text.strip_prefix('/').unwrap_or(text);
         let is_inner = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
-        let begins = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let begins = name
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric());
         if begins && name.len() >= 2 && name.len() <= 255 && name.bytes().all(is_inner) {
             return Ok(ContainerName(name.to_owned()));
         }

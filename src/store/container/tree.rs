@@ -41,9 +41,8 @@ impl Store {
             Some(parent) => self.hold(&self.chain_of(parent)?)?,
             None => Hold::default(),
         };
-        let open = |path: &Path| -> Result<_> {
-            Ok(File::open(path).context("opening", path)?.into())
-        };
+        let open =
+            |path: &Path| -> Result<_> { Ok(File::open(path).context("opening", path)?.into()) };
         let index = self.disk().path(container.dir().join("work/index"));
         let index = match File::open(&index) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -53,7 +52,10 @@ impl Store {
         Ok(Tree {
             layers: UpperLayers {
                 upper: open(&self.disk().path(container.upper()))?,
-                lowers: lowers.iter().map(|path| open(path)).collect::<Result<_>>()?,
+                lowers: lowers
+                    .iter()
+                    .map(|path| open(path))
+                    .collect::<Result<_>>()?,
                 index,
             },
             _hold: hold,

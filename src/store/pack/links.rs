@@ -38,10 +38,7 @@ struct Search<'a> {
 }
 
 impl Links {
-    pub(super) fn find(
-        explorer: &Explorer<'_>,
-        layers: &UpperLayers,
-    ) -> Result<Links, Failure> {
+    pub(super) fn find(explorer: &Explorer<'_>, layers: &UpperLayers) -> Result<Links, Failure> {
         let mut links = Links::default();
         let Some(index) = &layers.index else {
             return Ok(links);
@@ -133,11 +130,7 @@ fn files_of(index: BorrowedFd<'_>) -> Result<BTreeSet<Vec<u8>>, Failure> {
 }
 
 impl Search<'_> {
-    fn directory(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        path: &mut Vec<Vec<u8>>,
-    ) -> Result<(), Failure> {
+    fn directory(&mut self, dir: BorrowedFd<'_>, path: &mut Vec<Vec<u8>>) -> Result<(), Failure> {
         let mut names = Vec::new();
         crate::sys::dir::read_all(dir, |entry| {
             if entry.name != "." && entry.name != ".." {

@@ -126,7 +126,9 @@ impl<'a> Explorer<'a> {
         let mut explorer = Explorer {
             options,
             reader: Reader::new(options),
-            upper: Rc::new(dir_of(options, copy_of(&layers.upper).map_err(at)?, false).map_err(at)?),
+            upper: Rc::new(
+                dir_of(options, copy_of(&layers.upper).map_err(at)?, false).map_err(at)?,
+            ),
             lowers: Vec::new(),
             index: layers.index.as_ref(),
             links: Links::default(),
@@ -431,9 +433,13 @@ impl<'a> Explorer<'a> {
         }
         let stat = match rustix::fs::statat(fd, os_name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {
-                let is_hidden = dir.aufs
-                    && whiteout_name(os_name).is_some_and(|hiding| exists(fd, &hiding));
-                return Ok(if is_hidden { Entry::Hidden } else { Entry::Absent });
+                let is_hidden =
+                    dir.aufs && whiteout_name(os_name).is_some_and(|hiding| exists(fd, &hiding));
+                return Ok(if is_hidden {
+                    Entry::Hidden
+                } else {
+                    Entry::Absent
+                });
             }
             other => other?,
         };

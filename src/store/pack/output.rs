@@ -31,7 +31,11 @@ impl<'r, W: Write> Output<'r, W> {
     }
 
     /// Writes an entry; its body is that of `file`, which has to have exactly its length.
-    pub(super) fn entry(&mut self, entry: &Entry, file: Option<&mut dyn Read>) -> Result<(), Failure> {
+    pub(super) fn entry(
+        &mut self,
+        entry: &Entry,
+        file: Option<&mut dyn Read>,
+    ) -> Result<(), Failure> {
         self.entries += 1;
         let headers = headers(entry);
         self.out.write_all(&headers).map_err(Failure::Write)?;

@@ -1,0 +1,317 @@
+//! Random changes in a container: what differs, applied over the image by rovl, umoci and podman, is what the
+//! container showed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::FileType;
+
+use crate::builder::{archive, docker_members};
+use crate::images::{create, mount, rich, store_with, umount};
+use crate::rovl_command::TestStore;
+use crate::support::digest::{EntryDigest, assert_digests_equal, tree_digest};
+use crate::support::files::{mknod, set_times, set_xattr};
+use crate::support::{Scratch, require_program, rounds};
+
+const SEQUENCES: u64 = 100;
+const OPERATIONS: u64 = 40;
+
+/// xorshift64*: repeatable work.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit as u64) as usize
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
+
+/// All paths of a tree but its root.
+fn paths(tree: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![tree.to_owned()];
+    while let Some(dir) = todo.pop() {
+        let mut entries: Vec<PathBuf> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
+        entries.sort();
+        for path in entries {
+            if path.symlink_metadata().unwrap().is_dir() {
+                todo.push(path.clone());
+            }
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// One change. What can't be done (a directory into itself, a link to a directory) is not done.
+fn change(tree: &Path, random: &mut Random, number: u64) {
+    let all = paths(tree);
+    let mut dirs: Vec<PathBuf> = all
+        .iter()
+        .filter(|p| p.symlink_metadata().unwrap().is_dir())
+        .cloned()
+        .collect();
+    dirs.push(tree.to_owned());
+    let files: Vec<PathBuf> = all
+        .iter()
+        .filter(|p| p.symlink_metadata().unwrap().is_file())
+        .cloned()
+        .collect();
+    let fresh = |random: &mut Random| random.pick(&dirs).join(format!("n{}", random.below(12)));
+    let text = format!("content {number}").repeat(random.below(40) + 1);
+    match random.below(16) {
+        0 | 1 => drop(fs::write(fresh(random), text)),
+        2 => drop(fs::create_dir(fresh(random))),
+        3 if !files.is_empty() => {
+            let mut file = fs::File::options()
+                .append(true)
+                .open(random.pick(&files))
+                .unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        4 if !files.is_empty() => drop(fs::write(random.pick(&files), text)),
+        5 if !all.is_empty() => {
+            let path = random.pick(&all);
+            match path.symlink_metadata().unwrap().is_dir() {
+                true => fs::remove_dir_all(path).unwrap(),
+                false => fs::remove_file(path).unwrap(),
+            }
+        }
+        6 | 7 | 8 if !all.is_empty() => {
+            let to = fresh(random);
+            drop(fs::rename(random.pick(&all), to));
+        }
+        9 if all.len() > 1 => drop(fs::rename(random.pick(&all), random.pick(&all))),
+        10 if !files.is_empty() => drop(fs::hard_link(random.pick(&files), fresh(random))),
+        11 => drop(std::os::unix::fs::symlink("somewhere/else", fresh(random))),
+        12 if !all.is_empty() => {
+            let path = random.pick(&all);
+            if !path.symlink_metadata().unwrap().is_symlink() {
+                let mode = [0o755, 0o700, 0o1777, 0o644, 0o4755][random.below(5)];
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            std::os::unix::fs::lchown(path, Some(random.below(3) as u32), Some(7)).unwrap();
+        }
+        13 if !all.is_empty() => {
+            let time = (
+                1_500_000_000 + random.below(1_000_000) as i64,
+                random.below(999) as u32 * 1_000_000,
+            );
+            set_times(random.pick(&all), time, time).unwrap();
+        }
+        14 if !files.is_empty() => set_xattr(
+            random.pick(&files),
+            "user.mark",
+            text.get(..9).unwrap().as_bytes(),
+        )
+        .unwrap(),
+        15 if !dirs.is_empty() => {
+            // A directory made anew.
+            let dir = random.pick(&dirs);
+            if dir != tree {
+                fs::remove_dir_all(dir).unwrap();
+                fs::create_dir(dir).unwrap();
+                drop(mknod(&dir.join("fifo"), FileType::Fifo, 0o600, 0));
+            }
+        }
+        _ => {}
+    }
+}
+
+type Tree = BTreeMap<PathBuf, EntryDigest>;
+
+/// What every way of unpacking can give back: the number of links of a file counts names that no layer has any more,
+/// the root's time is the last change's.
+fn comparable(tree: &Path) -> Tree {
+    let mut tree = tree_digest(tree);
+    tree.remove(Path::new("."));
+    for entry in tree.values_mut() {
+        entry.nlink = 0;
+        if entry.kind == "symlink" {
+            // Not every program sets the times of symlinks.
+            entry.mtime_ns = 0;
+        }
+    }
+    tree
+}
+
+struct Case {
+    seed: u64,
+    image: String,
+    shown: Tree,
+}
+
+fn make_case(store: &TestStore, seed: u64) -> Case {
+    let (name, image) = (format!("c{seed}"), format!("random:{seed}"));
+    create(store, &["--name", &name, "rich:1"]);
+    let driver = if seed % 4 == 3 { "kernel" } else { "fuse" };
+    let tree = mount(store, &["--driver", driver, &name]);
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    for number in 0..OPERATIONS {
+        change(&tree, &mut random, number);
+        if number == OPERATIONS / 2 && seed % 2 == 0 {
+            // What was changed before a mount counts too.
+            umount(store, &name);
+            mount(store, &["--driver", driver, &name]);
+        }
+    }
+    let shown = comparable(&tree);
+    umount(store, &name);
+    store.run(&["container", "commit", &name, &image]);
+    Case { seed, image, shown }
+}
+
+fn check_rovl(store: &TestStore, case: &Case, base: &str) {
+    let mounted = store.text(&["image", "mount", &case.image]);
+    let found = comparable(Path::new(mounted.trim()));
+    umount(store, &case.image);
+    assert_digests_equal(&case.shown, &found, &format!("rovl, seed {}", case.seed));
+    // The tar by itself is that layer.
+    let tar = store.scratch.join("diff.tar");
+    let name = format!("c{}", case.seed);
+    store.run(&[
+        "container",
+        "diff",
+        "--tar",
+        "-o",
+        tar.to_str().unwrap(),
+        &name,
+    ]);
+    let applied = store.json(&[
+        "layer",
+        "apply",
+        "--json",
+        "-q",
+        "--parent",
+        base,
+        tar.to_str().unwrap(),
+    ]);
+    let image = &store.json(&["image", "inspect", &case.image])[0];
+    let top = image["Layers"].as_array().unwrap().last().unwrap();
+    assert_eq!(applied["chain_id"], top["ChainId"], "seed {}", case.seed);
+}
+
+fn check_umoci(store: &TestStore, case: &Case, layout: &Path) {
+    let scratch = Scratch::new();
+    let (tag, rootfs) = (
+        format!("{}:s{}", layout.display(), case.seed),
+        scratch.join("rootfs"),
+    );
+    let base = format!("{}:base", layout.display());
+    let tar = scratch.join("diff.tar");
+    let name = format!("c{}", case.seed);
+    store.run(&[
+        "container",
+        "diff",
+        "--tar",
+        "-o",
+        tar.to_str().unwrap(),
+        &name,
+    ]);
+    let new_tag = format!("s{}", case.seed);
+    let args = [
+        "raw",
+        "add-layer",
+        "--image",
+        &base,
+        "--tag",
+        &new_tag,
+        tar.to_str().unwrap(),
+    ];
+    crate::support::run("umoci", &args);
+    crate::support::run(
+        "umoci",
+        &["raw", "unpack", "--image", &tag, rootfs.to_str().unwrap()],
+    );
+    let found = comparable(&rootfs);
+    assert_digests_equal(&case.shown, &found, &format!("umoci, seed {}", case.seed));
+}
+
+fn podman(scratch: &Scratch, args: &[&str]) -> String {
+    let output = Command::new("podman")
+        .arg("--root")
+        .arg(scratch.join("root"))
+        .arg("--runroot")
+        .arg(scratch.join("run"))
+        .arg("--tmpdir")
+        .arg(scratch.join("tmp"))
+        .args(["--storage-driver", "overlay"])
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn differences_applied_elsewhere_give_the_tree_that_was_shown() {
+    for program in ["umoci", "podman", "skopeo"] {
+        require_program(program);
+    }
+    let (store, _) = store_with(&rich());
+    let image = &store.json(&["image", "inspect", "rich:1"])[0];
+    let base = image["Layers"].as_array().unwrap().last().unwrap()["ChainId"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let cases: Vec<Case> = (0..rounds(SEQUENCES))
+        .map(|seed| make_case(&store, seed))
+        .collect();
+    for case in &cases {
+        check_rovl(&store, case, &base);
+    }
+
+    let (file, layout) = (store.scratch.join("base.tar"), store.scratch.join("layout"));
+    fs::write(&file, archive(&docker_members(&[rich()]))).unwrap();
+    let (from, to) = (
+        format!("docker-archive:{}", file.display()),
+        format!("oci:{}:base", layout.display()),
+    );
+    crate::support::run("skopeo", &["copy", "-q", "--insecure-policy", &from, &to]);
+    for case in &cases {
+        check_umoci(&store, case, &layout);
+    }
+
+    let scratch = Scratch::new();
+    let all = store.scratch.join("all.tar");
+    let names: Vec<&str> = cases.iter().map(|case| case.image.as_str()).collect();
+    store.run(
+        &[
+            &["image", "save", "-o", all.to_str().unwrap()],
+            names.as_slice(),
+        ]
+        .concat(),
+    );
+    podman(&scratch, &["load", "-q", "-i", all.to_str().unwrap()]);
+    for case in &cases {
+        let tree = podman(&scratch, &["image", "mount", &case.image]);
+        let found = comparable(Path::new(&tree));
+        podman(&scratch, &["image", "umount", &case.image]);
+        assert_digests_equal(&case.shown, &found, &format!("podman, seed {}", case.seed));
+    }
+    podman(&scratch, &["rmi", "-af"]);
+    let with_renames = cases
+        .iter()
+        .filter(|case| case.shown.values().any(|e| e.kind == "dir"))
+        .count();
+    assert!(with_renames > 0 && fs::metadata(&all).unwrap().size() > 0);
+    store.assert_clean();
+}
