@@ -13,14 +13,20 @@ fn every_command_of_the_readme_runs() {
     let (_, rest) = text.split_once("**Containers.**").unwrap();
     let (_, rest) = rest.split_once("```console\n").unwrap();
     let (block, _) = rest.split_once("```").unwrap();
-    let commands: Vec<&str> = block.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    let commands: Vec<&str> = block
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ "))
+        .collect();
     assert!(commands.len() > 10, "{commands:?}");
     let bin = store.scratch.join("bin");
     fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(rovl_bin(), bin.join("rovl")).unwrap();
     let (bin, root) = (bin.display(), store.root.display());
     // In one shell: what one command sets, another uses.
-    let script = format!("export PATH={bin}:$PATH ROVL_ROOT={root}\nset -e\n{}", commands.join("\n"));
+    let script = format!(
+        "export PATH={bin}:$PATH ROVL_ROOT={root}\nset -e\n{}",
+        commands.join("\n")
+    );
     let said = sh(store.scratch.path(), &script);
     assert!(said.contains("in a container"), "{said}");
     assert_eq!(store.text(&["container", "ls", "-q"]), "");
