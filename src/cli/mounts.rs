@@ -12,7 +12,7 @@ use rustix::mount::MountFlags;
 use super::options::{Dialect, Parser};
 use super::plan::{Invocation, plan};
 use super::{Failure, daemon, mounted, umount, warn};
-use crate::fuse::mount::{self as fuse_mount, MountInfo};
+use crate::fuse::mount::{self as fuse_mount, MountInfo, agent};
 use crate::store::Store;
 use crate::store::container::mounts::MountNotes;
 use crate::sys::process::has_cap_sys_admin_in_init_ns;
@@ -102,6 +102,11 @@ impl MergedTree {
             (options.dev, options.suid) = (is_root, is_root);
             if super::userns::has_one_id() {
                 options.xattr_permissions = 2;
+            }
+            if agent::has_agent() {
+                // The mount belongs to the namespace outside, where the user looks at it.
+                (options.uid_map, options.gid_map) = super::userns::maps_to_outside();
+                (options.dev, options.suid) = (false, false);
             }
         });
         parser.dir_flags(

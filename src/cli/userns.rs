@@ -8,6 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +18,17 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::{FAILED, Failure};
-use crate::sys::process::{block_signals, unblock_signals, unblock_signals_in, wait_signal_sender};
+use crate::fuse::mount::agent;
+use crate::overlay::IdMap;
+use crate::sys::process::{
+    block_signals, inherited_fd, unblock_signals, unblock_signals_in, wait_signal_sender,
+};
 
 /// Set for the child that is to be in a namespace of its own.
 const MARK: &str = "ROVL_USERNS";
+/// Who maps the child's ids.
+const PARENT: &str = "parent";
+const ITSELF: &str = "itself";
 /// See [`is_own`].
 static IS_OWN: AtomicBool = AtomicBool::new(false);
 /// SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCHLD.
@@ -44,20 +52,33 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    if std::env::var_os(MARK).is_some() {
-        IS_OWN.store(true, Ordering::Relaxed);
-        return wait_for_map().map(|()| None);
+    if let Ok(mark) = std::env::var(MARK) {
+        return begin_child(&mark).map(|()| None);
     }
     if let Some((uids, gids)) = sub_ids()
-        && let Some(code) = run_in_child(args, uids, gids)?
+        && let Some(code) = run_in_child(args, Some((uids, gids)))?
     {
         return Ok(Some(code));
     }
-    match map_own_id() {
-        Ok(()) => IS_OWN.store(true, Ordering::Relaxed),
-        Err(error) => tracing::debug!(%error, "no user namespace: going on as a plain user"),
+    run_in_child(args, None)
+}
+
+/// The child's part. `mark`: the descriptor of the socket to its parent, and who maps.
+fn begin_child(mark: &str) -> Result<(), Failure> {
+    let (socket, mapped_by) = mark.split_once(' ').unwrap_or((mark, ""));
+    if let Some(socket) = socket.parse().ok().and_then(|n| inherited_fd(n).ok()) {
+        agent::use_agent(socket);
     }
-    Ok(None)
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|errno| Failure::failed(format!("watching the parent: {errno}")))?;
+    if mapped_by == PARENT {
+        wait_for_map()?;
+    } else if let Err(error) = map_own_id() {
+        tracing::debug!(%error, "no user namespace: going on as a plain user");
+        return Ok(());
+    }
+    IS_OWN.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Whether this process is in a user namespace that was made for it here.
@@ -85,8 +106,6 @@ fn wait_for_map() -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::failed(format!("making a user namespace for the sub-ids: {error}"))
     };
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|errno| failed(errno.into()))?;
     unshare().map_err(failed)?;
     let start = Instant::now();
     while !is_mapped("/proc/self/uid_map") || !is_mapped("/proc/self/gid_map") {
@@ -103,19 +122,28 @@ fn is_mapped(map: &str) -> bool {
 }
 
 /// The parent's part. `None` when the sub-ids can't be mapped, of which the user is told.
-fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<ExitCode>, Failure> {
+fn run_in_child(
+    args: &[OsString],
+    ranges: Option<(Range, Range)>,
+) -> Result<Option<ExitCode>, Failure> {
     let failed =
         |error: std::io::Error| Failure::failed(format!("running rovl once more: {error}"));
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = args.first() {
         command.arg0(name);
     }
-    command.args(args.iter().skip(1)).env(MARK, "1");
+    let (ours, theirs) = socket_pair().map_err(failed)?;
+    let mapped_by = if ranges.is_some() { PARENT } else { ITSELF };
+    let mark = format!("{} {mapped_by}", theirs.as_raw_fd());
+    command.args(args.iter().skip(1)).env(MARK, mark);
     unblock_signals_in(&mut command);
     // From here on signals are the child's.
     block_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
     let mut child = command.spawn().map_err(failed)?;
-    if let Err(error) = map_child(&mut child, uids, gids) {
+    drop(theirs);
+    if let Some((uids, gids)) = ranges
+        && let Err(error) = map_child(&mut child, uids, gids)
+    {
         super::warn(&format!("the sub-ids can't be used: {error}"));
         // It waits for its map, and has done nothing yet.
         child.kill().map_err(failed)?;
@@ -123,6 +151,12 @@ fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<Ex
         unblock_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
         return Ok(None);
     }
+    // Ends with the last process that has the other end, or with this one.
+    std::thread::spawn(move || {
+        if let Err(error) = agent::serve(ours.as_fd()) {
+            tracing::debug!(%error, "nobody is left to mount for");
+        }
+    });
     let status = attend(&mut child).map_err(failed)?;
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
@@ -130,6 +164,32 @@ fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<Ex
         (None, None) => FAILED,
     };
     Ok(Some(ExitCode::from(code)))
+}
+
+/// A socket between this process and its child, whose end the child inherits.
+fn socket_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    let kind = SocketType::SEQPACKET;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::io::fcntl_setfd(&pair.1, rustix::io::FdFlags::empty())?;
+    Ok(pair)
+}
+
+/// The ids that this namespace has, as the namespace outside of it knows them.
+pub fn maps_to_outside() -> (Vec<IdMap>, Vec<IdMap>) {
+    let rows = |path: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let row = |line: &str| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            Some(IdMap {
+                stored: numbers.next()?.ok()?,
+                shown: numbers.next()?.ok()?,
+                count: numbers.next()?.ok()?,
+            })
+        };
+        text.lines().filter_map(row).collect()
+    };
+    (rows("/proc/self/uid_map"), rows("/proc/self/gid_map"))
 }
 
 /// Passes signals on until the child has ended. Those that a terminal sends reach the child by themselves.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::images::{busybox, create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure, expect_success};
-use crate::support::digest::{assert_digests_equal, tree_digest};
+use crate::support::{assert_digests_equal, tree_digest};
 
 fn config_of(store: &TestStore, image: &str) -> Value {
     let id = store.json(&["image", "inspect", image])[0]["Id"].clone();

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::images::{create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure};
-use crate::support::digest::{assert_digests_equal, tree_digest};
-use crate::support::mounted::is_mount_point;
+use crate::support::is_mount_point;
+use crate::support::{assert_digests_equal, tree_digest};
 
 fn mounts(store: &TestStore) -> Vec<(String, String)> {
     let list = store.json(&["container", "mount", "--json"]);

@@ -13,8 +13,8 @@ use rustix::fs::FileType;
 use crate::builder::{archive, docker_members};
 use crate::images::{create, mount, rich, store_with, umount};
 use crate::rovl_command::TestStore;
-use crate::support::digest::{EntryDigest, assert_digests_equal, tree_digest};
 use crate::support::files::{mknod, set_times, set_xattr};
+use crate::support::{EntryDigest, assert_digests_equal, tree_digest};
 use crate::support::{Scratch, require_program, rounds};
 
 const SEQUENCES: u64 = 100;
@@ -110,10 +110,10 @@ fn change(tree: &Path, random: &mut Random, number: u64) {
                 1_500_000_000 + random.below(1_000_000) as i64,
                 random.below(999) as u32 * 1_000_000,
             );
-            set_times(random.pick(&all), time, time).unwrap();
+            set_times(random.pick::<PathBuf>(&all), time, time).unwrap();
         }
         14 if !files.is_empty() => set_xattr(
-            random.pick(&files),
+            random.pick::<PathBuf>(&files),
             "user.mark",
             text.get(..9).unwrap().as_bytes(),
         )

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::builder::{archive, docker_members};
 use crate::images::{busybox, store_with};
 use crate::rovl_command::{TestStore, expect_failure};
-use crate::support::mounted::signal;
+use crate::support::signal;
 use crate::support::{require_program, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -420,8 +420,6 @@ fn it_starts_faster_than_podman() {
         "--rm",
         "--network",
         "host",
-        "--cgroups",
-        "disabled",
         "--runtime",
         "runc",
         "busybox:1",

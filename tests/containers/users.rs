@@ -170,6 +170,17 @@ fn a_user_with_sub_ids_has_containers() {
     let ids =
         user.text("$ROVL run --rm -u web busybox:1 sh -c 'id -u; id -g; touch /tmp/x' || true");
     assert!(ids.starts_with("33\n34\n"), "{ids}");
+    // A mount where the user sees it, with the owners that the user's own namespace knows.
+    let mounted = user.text(
+        "$ROVL run --name own -u web busybox:1 sh -c 'touch /tmp/x || true'; \
+         tree=$($ROVL container mount own); cat $tree/etc/plain; echo seen > $tree/seen; \
+         stat -c %u $tree/etc $tree/seen; $ROVL container mount | grep -c own; \
+         $ROVL container diff own | grep seen; $ROVL container umount own; \
+         $ROVL container mount | grep -c own || true; $ROVL container rm own",
+    );
+    let uid = user.uid;
+    let expected = format!("not to be executed{uid}\n{uid}\n1\nA /seen\n0\nown\n");
+    assert_eq!(mounted, expected);
     let kernel = user.text("$ROVL run --rm --driver kernel busybox:1 sh -c 'echo y > /y; cat /y'");
     assert_eq!(kernel, "y\n");
     let auto = user.text("$ROVL run --rm --driver auto busybox:1 sh -c 'echo y > /y; cat /y'");

@@ -70,19 +70,20 @@ pub fn sync(container: &Container) -> Result<(), Failure> {
 
 /// Ends what runs in a container, and waits until nobody uses it any more.
 pub fn kill(store: &Store, container: &Container) -> Result<(), Failure> {
-    let failed =
-        |why: &str| Failure::failed(format!("ending container {}: {why}", container.short()));
     match ask(container, KILL) {
-        Ok(None) => return Ok(()),
-        Ok(Some(_)) => {}
-        Err(error) => return Err(failed(&error.to_string())),
+        Ok(_) => {}
+        Err(error) => return Err(ending(container, &error.to_string())),
     }
     let start = Instant::now();
     while !store.is_container_free(container)? {
         if start.elapsed() > PATIENCE {
-            return Err(failed("it is still in use"));
+            return Err(ending(container, "it is still in use"));
         }
         std::thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+fn ending(container: &Container, why: &str) -> Failure {
+    Failure::failed(format!("ending container {}: {why}", container.short()))
 }

@@ -51,7 +51,7 @@ impl Store {
         let text = serde_json::to_vec(notes)
             .map_err(std::io::Error::from)
             .context("writing", &path)?;
-        self.disk().ensure_dir(layout::MOUNTS, 0o700)?;
+        layout::ensure(self.disk())?;
         let staged = path.with_extension(format!("{}.tmp", std::process::id()));
         self.disk().write(&staged, &text, 0o600)?;
         self.disk().rename(staged, path)

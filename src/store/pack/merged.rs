@@ -162,7 +162,8 @@ impl<'a> Explorer<'a> {
             whole: false,
             hidden: false,
         };
-        self.directory(&root, b"", visitor)
+        let base = Found::Dirs(self.lowers.clone());
+        self.directory(&root, &base, b"", visitor)
     }
 
     /// Everything that the merged tree shows.
@@ -174,13 +175,15 @@ impl<'a> Explorer<'a> {
             whole: true,
             hidden: true,
         };
-        self.directory(&root, b"", visitor)
+        let base = Found::Nothing;
+        self.directory(&root, &base, b"", visitor)
     }
 
     /// `path` ends with a slash, or is empty.
     fn directory(
         &self,
         place: &Place,
+        base: &Found,
         path: &[u8],
         visitor: &mut dyn Visitor,
     ) -> Result<(), PackError> {
@@ -192,12 +195,8 @@ impl<'a> Explorer<'a> {
         let is_opaque = place.upper.as_ref().is_some_and(|upper| upper.opaque);
         let opaque = (place.whole || is_opaque) && !place.hidden && !place.base.is_empty();
         let shown_path = if path.is_empty() { b"./" } else { path };
-        let base = match place.base.is_empty() {
-            true => Found::Nothing,
-            false => Found::Dirs(place.base.clone()),
-        };
         visitor
-            .directory(shown_path, &attributes, &base, opaque)
+            .directory(shown_path, &attributes, base, opaque)
             .map_err(at)?;
         let hidden = place.hidden || opaque;
         for name in self.names(place, path, hidden).map_err(at)? {
@@ -291,7 +290,7 @@ impl<'a> Explorer<'a> {
             hidden,
             ..inner
         };
-        self.directory(&inner, &[&full, b"/".as_slice()].concat(), visitor)
+        self.directory(&inner, &base, &[&full, b"/".as_slice()].concat(), visitor)
     }
 
     /// A directory of upper, with what it is merged with.
