@@ -1,4 +1,4 @@
-//! Whether the store is what it says it is: layers against their diff-ids, the layout against itself.
+//! Whether the store is what it says it is: layers against what was loaded, the layout against itself.
 //!
 //! What nothing refers to is no fault: it is counted, and `gc` takes it. What another process removes meanwhile is
 //! no fault either: layers are held while they are checked, and gone ones are left out.

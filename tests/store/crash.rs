@@ -32,6 +32,16 @@ pub struct Disk {
     scratch: Scratch,
 }
 
+/// Gives this thread, and what it starts, mounts of its own: the disk must not stay mounted, with its power cut, in
+/// the namespace of a container of another test.
+#[allow(unsafe_code)]
+fn leave_the_mounts_of_others() {
+    // SAFETY: it changes this thread only, which shares its root and directory with nobody afterwards.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    run("mount", &["--make-rprivate", "/"]);
+}
+
 impl Disk {
     pub fn new(mkfs: &str, args: &[&str], size: u64) -> Disk {
         require_program(mkfs);
@@ -308,6 +318,7 @@ pub fn nothing(_: &Store, _: &Path) -> Result<()> {
 }
 
 fn all_operations(disk: &Disk) {
+    leave_the_mounts_of_others();
     let operations: [(&str, Operation, Operation); 5] = [
         ("load", nothing, load_second),
         ("load of a stream", nothing, stream_second),

@@ -1,4 +1,5 @@
-//! Layers against their diff-ids: each is put together again from its files and hashed, several at a time.
+//! Layers against what was loaded: each is put together again from its files, hashed, and compared entry by entry;
+//! several at a time.
 
 use std::fs::File;
 use std::io;

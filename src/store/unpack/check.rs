@@ -112,10 +112,7 @@ impl Checker {
         }
         let opaque = std::mem::take(&mut self.opaque);
         let marked = self.inos_of(&opaque);
-        let (hidden_dirs, missing) = self.check_whiteouts(&marked)?;
-        for (key, what) in missing {
-            self.note(key, what);
-        }
+        let hidden_dirs = self.check_whiteouts(&marked)?;
         self.walk(&marked, &hidden_dirs)?;
         let mut first: Vec<String> = self.faults.into_values().map(|fault| fault.what).collect();
         first.sort();
@@ -179,8 +176,13 @@ impl Checker {
             sparse.body(bytes);
         }
         self.left = self.left.saturating_sub(bytes.len() as u64);
-        if self.left == 0
-            && let Some((key, path, sparse)) = self.sparse.take()
+        if self.left == 0 {
+            self.end_of_body();
+        }
+    }
+
+    fn end_of_body(&mut self) {
+        if let Some((key, path, sparse)) = self.sparse.take()
             && !sparse.is_as_recorded()
         {
             self.note(key, format!("{}: its content is another one", shown(&path)));
@@ -206,6 +208,9 @@ impl Checker {
                 self.know(parent);
                 self.object(&path, parent, name, &entry);
             }
+        }
+        if entry.stored == 0 {
+            self.end_of_body();
         }
         Ok(())
     }
@@ -249,6 +254,11 @@ impl Checker {
         entry: &Entry,
         target: &[u8],
     ) -> Result<Option<Fault>, Errno> {
+        // Links that AUFS kept for itself: Docker knows them.
+        let path = CleanPath::new(target, usize::MAX);
+        if path.is_ok_and(|path| meaning(&path) == Ok(Meaning::Ignored)) {
+            return Ok(None);
+        }
         let found = Found::at(dir, name)?;
         let target = self.target(target);
         let Some((found, (key, target))) = found.zip(target) else {
@@ -305,12 +315,9 @@ impl Checker {
             .collect()
     }
 
-    /// Gives the directories that whiteouts make opaque, and what is wrong.
-    fn check_whiteouts(
-        &mut self,
-        marked: &HashSet<u64>,
-    ) -> io::Result<(HashSet<u64>, Vec<(Key, String)>)> {
-        let (mut hidden_dirs, mut missing) = (HashSet::new(), Vec::new());
+    /// Looks for what hides what, and gives the directories that whiteouts make opaque.
+    fn check_whiteouts(&mut self, marked: &HashSet<u64>) -> io::Result<HashSet<u64>> {
+        let mut hidden_dirs = HashSet::new();
         for (parent, hidden) in std::mem::take(&mut self.whiteouts) {
             // Where a file is now there was nothing to be hidden.
             let Ok(dir) = self.tree.existing(&parent) else {
@@ -334,10 +341,10 @@ impl Checker {
             // In an opaque directory it may have been left out.
             if !is_there && !marked.contains(&dir.ino()) && !is_opaque(&dir)? {
                 let path = join(&parent, &hidden);
-                missing.push((key, format!("{}: it is hidden no longer", shown(&path))));
+                self.note(key, format!("{}: it is hidden no longer", shown(&path)));
             }
         }
-        Ok((hidden_dirs, missing))
+        Ok(hidden_dirs)
     }
 
     /// Looks at all that is there: what the archive doesn't have, and directories that hide what they shouldn't.
