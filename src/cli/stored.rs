@@ -107,9 +107,9 @@ pub fn pack_options() -> Result<pack::Options, Failure> {
     Ok(options)
 }
 
-/// Threads for work on several layers at once.
+/// Work on several layers at once: each has four threads, and up to 40 MiB.
 pub fn default_jobs() -> usize {
-    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(1, 4))
+    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(1, 3))
 }
 
 impl From<StoreError> for Failure {

@@ -282,8 +282,9 @@ fn nothing_stays_whoever_is_killed() {
     for victim in 0..2 {
         let mut child = started(&store, "sleep 1000");
         let keeper = children_of(child.id())[0];
+        // The runtime that has started the command may not have ended yet.
+        assert!(wait_until(PATIENCE, || children_of(keeper).len() == 2));
         let below = children_of(keeper);
-        assert_eq!(below.len(), 2, "the daemon and the command");
         signal(below[victim], Signal::KILL);
         if victim == 0 {
             // The daemon: the tree is dead, the command is not.
@@ -422,6 +423,10 @@ fn it_starts_faster_than_podman() {
         "host",
         "--runtime",
         "runc",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=1024:1024",
         "busybox:1",
         "true",
     ];

@@ -103,6 +103,39 @@ fn assert_refused(corpus: Vec<Bad>) {
 /// Memory that a load may have, in bytes: all that it can write to, whether it did or not.
 const MEMORY: u64 = 256 << 20;
 
+/// Each layer wants 128 MiB to be decompressed: one gets them at a time.
+#[test]
+fn large_windows_are_had_one_after_another() {
+    require_root();
+    let store = TestStore::new();
+    let layers = (0..8_u64).map(|n| {
+        let content = crate::support::pattern(n, 1_000_000);
+        Layer::new().file(&format!("f{n}"), &content).build()
+    });
+    let image = Image::new("windows:1", layers.collect());
+    let mut members = docker_members(std::slice::from_ref(&image));
+    for (name, content) in &mut members {
+        if name.ends_with("layer.tar") {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(27).unwrap();
+            encoder.write_all(content).unwrap();
+            *content = encoder.finish().unwrap();
+        }
+    }
+    let path = store.scratch.join("windows.tar");
+    fs::write(&path, archive(&members)).unwrap();
+    let load = store.command(&["image", "load", "--jobs", "3"]);
+    let output = Command::new("prlimit")
+        .arg(format!("--data={MEMORY}"))
+        .arg(load.get_program())
+        .args(load.get_args())
+        .arg(&path)
+        .output()
+        .unwrap();
+    crate::rovl_command::expect_success(output);
+    store.assert_clean();
+}
+
 /// Loads an archive from a file, or from standard input, with so much memory: the exit code and the error.
 fn refused(store: &TestStore, path: Option<&Path>, input: &[u8]) -> (Option<i32>, String) {
     let load = store.command(&["image", "load"]);

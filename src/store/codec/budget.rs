@@ -12,6 +12,9 @@ pub struct Budgets {
     pub ratio_from: u64,
     /// Memory that a zstd frame may ask its decoder for, as the base-2 logarithm of bytes.
     pub zstd_window_log: u32,
+    /// Above this, memory of that kind is given to one decoder of the process at a time; others wait until that is
+    /// dropped. So whoever reads one such stream within another must set this to 63 for one of them.
+    pub zstd_shared_log: u32,
     /// Entries.
     pub entries: u64,
     /// Bytes of a path or of a link's target.
@@ -38,6 +41,7 @@ impl Default for Budgets {
             ratio: 200,
             ratio_from: 1 << 30,
             zstd_window_log: 27,
+            zstd_shared_log: 23,
             entries: 2_000_000,
             path_bytes: 4096,
             path_components: 512,

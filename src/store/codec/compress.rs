@@ -145,7 +145,10 @@ impl<R: Read> Decoder<R> {
         let format = match Compression::detect(input.peek(10)?)? {
             Compression::None => Format::Plain,
             Compression::Gzip => Format::Gzip(Gzip::new()),
-            Compression::Zstd => Format::Zstd(Zstd::new(budgets.zstd_window_log)?),
+            Compression::Zstd => {
+                let (most, shared) = (budgets.zstd_window_log, budgets.zstd_shared_log);
+                Format::Zstd(Zstd::new(most, shared)?)
+            }
         };
         Ok(Decoder {
             input,

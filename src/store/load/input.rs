@@ -62,10 +62,12 @@ fn decoded(stream: Box<dyn Read + Send>, path: &Path) -> Result<Opened> {
     Ok(Opened::Stream(Box::new(decoder)))
 }
 
-/// Limits on the archive itself, around those on each layer.
+/// Limits on the archive itself, around those on each layer: its window is taken beside that of a layer.
 fn outer_budgets() -> Budgets {
     Budgets {
         unpacked_bytes: 1 << 40,
+        zstd_window_log: 26,
+        zstd_shared_log: 63,
         ..Budgets::default()
     }
 }

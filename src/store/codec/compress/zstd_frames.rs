@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read};
 
+use parking_lot::{Condvar, Mutex};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
 use super::CompressError;
@@ -25,6 +26,55 @@ pub(super) struct Zstd {
     decoder: Decoder<'static>,
     state: State,
     window_log: u32,
+    shared_log: u32,
+    large: Option<LargeWindow>,
+}
+
+/// The right to a large window, which one decoder of the process has at a time, until it is dropped: several layers
+/// at once must not take several times as much memory.
+struct LargeWindow;
+
+static IS_TAKEN: Mutex<bool> = Mutex::new(false);
+static FREED: Condvar = Condvar::new();
+
+impl LargeWindow {
+    /// Waits until nobody else has it.
+    fn take() -> LargeWindow {
+        let mut is_taken = IS_TAKEN.lock();
+        FREED.wait_while(&mut is_taken, |is_taken| *is_taken);
+        *is_taken = true;
+        LargeWindow
+    }
+}
+
+impl Drop for LargeWindow {
+    fn drop(&mut self) {
+        *IS_TAKEN.lock() = false;
+        FREED.notify_one();
+    }
+}
+
+/// Bytes of the window that a frame wants, by its header (RFC 8878, section 3.1.1.1); 0 for half a header.
+fn window_of(frame: &[u8]) -> u64 {
+    let byte = |at: usize| frame.get(at).copied().map(u64::from);
+    let Some(descriptor) = byte(4) else {
+        return 0;
+    };
+    if descriptor & 0x20 == 0 {
+        let window = byte(5).unwrap_or(0);
+        let base = 1 << (10 + (window >> 3));
+        return base + base / 8 * (window & 7);
+    }
+    // A single segment: its window is its content, whose length comes after the number of a dictionary.
+    let dictionary = [0, 1, 2, 4];
+    let start = 5 + dictionary.get(descriptor as usize & 3).unwrap_or(&0);
+    let length = 1_usize << (descriptor >> 6);
+    let bytes = frame.get(start..start + length).unwrap_or_default();
+    let value = bytes
+        .iter()
+        .rev()
+        .fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+    value + if length == 2 { 256 } else { 0 }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +98,16 @@ impl fmt::Debug for Zstd {
 }
 
 impl Zstd {
-    pub(super) fn new(window_log: u32) -> io::Result<Zstd> {
+    /// Windows of more than 2^`window_log` bytes are errors; larger ones than 2^`shared_log` wait for one another.
+    pub(super) fn new(window_log: u32, shared_log: u32) -> io::Result<Zstd> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(window_log))?;
         Ok(Zstd {
             decoder,
             state: State::Between,
             window_log,
+            shared_log,
+            large: None,
         })
     }
 
@@ -97,9 +150,14 @@ impl Zstd {
 
     fn begin<R: Read>(&mut self, input: &mut Input<R>) -> io::Result<()> {
         let at = input.bytes_used();
-        match *input.peek(4)? {
+        // The longest header of a frame: magic, descriptor, dictionary, length.
+        match *input.peek(17)? {
             [] => self.state = State::End,
             [a, b, c, d, ..] if [a, b, c, d] == FRAME => {
+                let window = window_of(input.peek(17)?);
+                if window > 1 << self.shared_log.min(63) && self.large.is_none() {
+                    self.large = Some(LargeWindow::take());
+                }
                 self.decoder.reinit()?;
                 self.state = State::Data;
             }
@@ -151,4 +209,40 @@ impl Zstd {
 
 fn truncated<R>(input: &Input<R>) -> io::Error {
     CompressError::Truncated(NAME, input.bytes_in()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use zstd::stream::raw::{CParameter, Encoder, InBuffer, OutBuffer};
+
+    use super::*;
+
+    fn frame(parameter: CParameter, pledged: Option<u64>) -> Vec<u8> {
+        let mut encoder = Encoder::new(1).unwrap();
+        encoder.set_parameter(parameter).unwrap();
+        encoder.set_pledged_src_size(pledged).unwrap();
+        let content = vec![7; 70_000];
+        let mut bytes = vec![0; 100_000];
+        let mut out = OutBuffer::around(&mut bytes);
+        encoder
+            .run(&mut InBuffer::around(&content), &mut out)
+            .unwrap();
+        encoder.finish(&mut out, true).unwrap();
+        let length = out.pos();
+        bytes.truncate(length);
+        bytes
+    }
+
+    #[test]
+    fn the_window_is_read_from_the_header() {
+        for log in [10, 17, 23, 27] {
+            let frame = frame(CParameter::WindowLog(log), None);
+            assert_eq!(window_of(&frame), 1 << log);
+        }
+        let single = frame(CParameter::ContentSizeFlag(true), Some(70_000));
+        assert_eq!(window_of(&single), 70_000);
+        for cut in 0..single.len().min(18) {
+            window_of(&single[..cut]);
+        }
+    }
 }
