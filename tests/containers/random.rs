@@ -90,7 +90,7 @@ fn change(tree: &Path, random: &mut Random, number: u64) {
                 false => fs::remove_file(path).unwrap(),
             }
         }
-        6 | 7 | 8 if !all.is_empty() => {
+        6..=8 if !all.is_empty() => {
             let to = fresh(random);
             drop(fs::rename(random.pick(&all), to));
         }
@@ -162,7 +162,7 @@ fn make_case(store: &TestStore, seed: u64) -> Case {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     for number in 0..OPERATIONS {
         change(&tree, &mut random, number);
-        if number == OPERATIONS / 2 && seed % 2 == 0 {
+        if number == OPERATIONS / 2 && seed.is_multiple_of(2) {
             // What was changed before a mount counts too.
             umount(store, &name);
             mount(store, &["--driver", driver, &name]);
