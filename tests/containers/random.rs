@@ -73,7 +73,16 @@ fn change(tree: &Path, random: &mut Random, number: u64) {
     let fresh = |random: &mut Random| random.pick(&dirs).join(format!("n{}", random.below(12)));
     let text = format!("content {number}").repeat(random.below(40) + 1);
     match random.below(16) {
-        0 | 1 => drop(fs::write(fresh(random), text)),
+        0 | 1 => {
+            let path = fresh(random);
+            // Writing a FIFO would wait for a reader.
+            if path
+                .symlink_metadata()
+                .map_or(true, |metadata| metadata.is_file())
+            {
+                fs::write(path, text).unwrap();
+            }
+        }
         2 => drop(fs::create_dir(fresh(random))),
         3 if !files.is_empty() => {
             let mut file = fs::File::options()
