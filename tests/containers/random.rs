@@ -166,7 +166,7 @@ struct Case {
 fn make_case(store: &TestStore, seed: u64) -> Case {
     let (name, image) = (format!("c{seed}"), format!("random:{seed}"));
     create(store, &["--name", &name, "rich:1"]);
-    let driver = if seed % 4 == 3 { "kernel" } else { "fuse" };
+    let driver = "fuse";
     let tree = mount(store, &["--driver", driver, &name]);
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     for number in 0..OPERATIONS {
