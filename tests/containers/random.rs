@@ -149,6 +149,9 @@ fn comparable(tree: &Path) -> Tree {
     tree.remove(Path::new("."));
     for entry in tree.values_mut() {
         entry.nlink = 0;
+        // A file of the image with one name in a renamed directory and one elsewhere becomes two: no layer can link to
+        // a file of another. `changes.rs` checks the links that can be kept.
+        entry.linked_to = None;
         if entry.kind == "symlink" {
             // Not every program sets the times of symlinks.
             entry.mtime_ns = 0;
