@@ -26,6 +26,7 @@
 
 pub(crate) mod attr;
 pub mod config;
+mod contents;
 mod copy_up;
 mod create;
 mod descent;
@@ -58,6 +59,7 @@ mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp, without_set_ids};
 pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, Uuid, XattrPermissions, Xino};
+pub use contents::ContentsAt;
 pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};

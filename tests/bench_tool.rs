@@ -152,7 +152,7 @@ fn a_small_run_measures_every_row_and_cleans_up() {
     let run = tool(&[
         "--quick",
         "--repeat=2",
-        "--targets=bare,kernel,rovl,rovl:writeback=off",
+        "--targets=bare,kernel,rovl,rovl:writeback=on",
         "--target",
         &given,
         "--target",

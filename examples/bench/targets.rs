@@ -58,7 +58,7 @@ impl Target {
 /// rovl's modes: what follows `rovl` in the name, and the options.
 const MODES: [(&str, &str); 3] = [
     ("", ""),
-    (":writeback=off", "writeback=off"),
+    (":writeback=on", "writeback=on"),
     (":passthrough=on", "passthrough=on"),
 ];
 

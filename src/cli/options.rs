@@ -394,7 +394,7 @@ impl Parser {
         } = self;
         rules::complete(&mut options, dialect, &mut warnings)?;
         rules::conflicts(&options)?;
-        rules::implemented(&mut options, dialect, &mut warnings)?;
+        rules::implemented(&options)?;
         Ok(Parsed { options, warnings })
     }
 }

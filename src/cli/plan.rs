@@ -48,7 +48,7 @@ pub struct MountPlan {
 /// Puts a plan together. `cwd` is what relative paths start from, `cpus` how many threads suit the machine.
 pub fn plan(options: MountOptions, invocation: Invocation, cwd: &Path, cpus: usize) -> MountPlan {
     let read_only = options.read_only || options.upper.is_none();
-    let session = session(&options, read_only, cpus);
+    let session = session(&options, invocation.dialect, read_only, cpus);
     let subtype = options
         .subtype
         .clone()
@@ -115,15 +115,25 @@ fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
     config
 }
 
-fn session(options: &MountOptions, read_only: bool, cpus: usize) -> SessionOptions {
+fn session(
+    options: &MountOptions,
+    dialect: Dialect,
+    read_only: bool,
+    cpus: usize,
+) -> SessionOptions {
     // The data path that works everywhere, and the faster one for most, is the cached one.
-    let passthrough = options.passthrough.unwrap_or(Passthrough::Off);
+    let passthrough = match (options.passthrough, dialect) {
+        (None, _) => Passthrough::Off,
+        (Some(Passthrough::On), Dialect::Helper) => Passthrough::Preferred,
+        (Some(asked), _) => asked,
+    };
     SessionOptions {
         io_uring: options.io_uring.unwrap_or(IoUring::Off),
-        threads: options.threads.unwrap_or(cpus.clamp(2, MAX_THREADS)),
+        threads: options.threads.unwrap_or((2 * cpus).clamp(4, MAX_THREADS)),
         clone_fd: options.clone_fd.unwrap_or(true),
         timeout: options.timeout,
-        writeback: options.writeback.unwrap_or(passthrough != Passthrough::On),
+        // See `fuse`, "Data paths".
+        writeback: options.writeback.unwrap_or(false),
         passthrough,
         max_write: options
             .max_write
@@ -202,13 +212,24 @@ mod tests {
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=1,threads=0").session;
         assert_eq!((session.max_write, session.threads), (MIN_WRITE, 1));
         let session = planned(Dialect::Rovl, "lowerdir=a,max_write=999999999").session;
-        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 4));
+        assert_eq!((session.max_write, session.threads), (MAX_WRITE, 8));
         assert!(!planned(Dialect::Rovl, "lowerdir=a,noxattrs").session.acl);
         assert!(
-            !planned(Dialect::Rovl, "lowerdir=a,writeback=off")
+            planned(Dialect::Rovl, "lowerdir=a,writeback=on")
                 .session
                 .writeback
         );
+    }
+
+    #[test]
+    fn what_can_not_be_had_ends_one_command_line_and_not_the_other() {
+        let asked = |dialect, raw| planned(dialect, raw).session.passthrough;
+        let on = "lowerdir=a,passthrough=on";
+        assert_eq!(asked(Dialect::Rovl, on), Passthrough::On);
+        assert_eq!(asked(Dialect::Helper, on), Passthrough::Preferred);
+        let auto = "lowerdir=a,passthrough=auto";
+        assert_eq!(asked(Dialect::Helper, auto), Passthrough::Auto);
+        assert_eq!(asked(Dialect::Helper, "lowerdir=a"), Passthrough::Off);
     }
 
     #[test]

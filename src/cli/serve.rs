@@ -11,7 +11,7 @@ use super::daemon::{Reporter, detach};
 use super::plan::MountPlan;
 use super::state::{State, watch_signals};
 use super::{Failure, logging, warn};
-use crate::fuse::Session;
+use crate::fuse::{Passthrough, Session, SessionError, passthrough_refused};
 use crate::overlay::Overlay;
 use crate::overlay::validate::{ValidateError, Validated, validate, validate_mount_point};
 use crate::sys::fs::{raise_nofile, set_umask};
@@ -70,6 +70,7 @@ fn bring_up(plan: MountPlan, state: &Arc<State>, reporter: &Arc<Reporter>) -> Re
         foreground,
         ..
     } = plan;
+    settle_passthrough(&mut session.passthrough)?;
     let validated = validate(&config)?;
     request.target = validate_mount_point(&validated, &request.target)?.path;
     validated.warnings.iter().for_each(|warning| warn(warning));
@@ -81,6 +82,19 @@ fn bring_up(plan: MountPlan, state: &Arc<State>, reporter: &Arc<Reporter>) -> Re
     let session = Session::new(overlay, mounted.fd, &session)?;
     announce(request.target, foreground, state, reporter)?;
     session.run()?;
+    Ok(())
+}
+
+/// Says at once, on stderr, what the session would only write to the log.
+fn settle_passthrough(asked: &mut Passthrough) -> Result<(), SessionError> {
+    match (*asked, passthrough_refused()) {
+        (Passthrough::On, Some(why)) => return Err(SessionError::Passthrough(why)),
+        (Passthrough::Preferred, Some(why)) => {
+            warn(&format!("mount option 'passthrough=on' ignored: {why}"));
+            *asked = Passthrough::Off;
+        }
+        _ => {}
+    }
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -14,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::answer::{Answer, Deferred, LATER_ROOM};
+use super::crew::{Back, Crew};
 use super::service::Filesystem;
 use super::wire::abi::{MIN_READ_BUFFER, REPLY_HEADER, REQUEST_HEADER, WRITE_FIXED};
 use super::wire::fields::{Body, Malformed};
@@ -27,8 +27,11 @@ use super::wire::request::{Dialect, Header, Op};
 pub(super) struct Device(Arc<OwnedFd>);
 
 impl Device {
-    pub(super) fn new(fd: OwnedFd) -> Device {
-        Device(Arc::new(fd))
+    /// # Errors
+    /// What making it one that never waits returns.
+    pub(super) fn new(fd: OwnedFd) -> Result<Device, Errno> {
+        rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+        Ok(Device(Arc::new(fd)))
     }
 
     /// Another descriptor of the same connection, with a list of its own of the requests that it
@@ -40,40 +43,33 @@ impl Device {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let fd = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
         crate::sys::fuse::join_connection(fd.as_fd(), self.0.as_fd())?;
-        Ok(Device::new(fd))
-    }
-
-    /// Another one that never waits for requests.
-    ///
-    /// # Errors
-    /// As [`try_clone`](Self::try_clone).
-    fn unwaiting(&self) -> Result<Device, Errno> {
-        let device = self.try_clone()?;
-        rustix::fs::fcntl_setfl(device.fd(), OFlags::NONBLOCK)?;
-        Ok(device)
+        Device::new(fd)
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.0
     }
 
-    /// Reads the next request; `None`: the mount is over.
-    fn next<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, Errno> {
+    /// Reads the next request if there is one.
+    fn try_next(&self, buffer: &mut [u8]) -> Result<Next, Errno> {
         loop {
             match rustix::io::read(&*self.0, &mut *buffer) {
-                Ok(n) => return Ok(buffer.get(..n)),
-                Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(None),
+                Ok(n) => return Ok(Next::Request(n)),
+                Err(Errno::AGAIN) => return Ok(Next::Nothing),
+                Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(Next::Over),
                 // ENOENT: whoever asked has gone.
                 Err(Errno::INTR | Errno::NOENT) => {}
-                Err(Errno::AGAIN) => {
-                    let mut waited = [PollFd::new(&*self.0, PollFlags::IN)];
-                    match rustix::event::poll(&mut waited, None) {
-                        Ok(_) | Err(Errno::INTR) => {}
-                        Err(e) => return Err(e),
-                    }
-                }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// Sleeps until there is a request, or the mount is over.
+    fn wait(&self) -> Result<(), Errno> {
+        let mut waited = [PollFd::new(&*self.0, PollFlags::IN)];
+        match rustix::event::poll(&mut waited, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(e),
         }
     }
 
@@ -95,6 +91,15 @@ impl Device {
     }
 }
 
+/// What reading a request gave.
+enum Next {
+    /// One of so many bytes.
+    Request(usize),
+    Nothing,
+    /// The mount is over.
+    Over,
+}
+
 /// Tells the kernel what not to believe any more.
 #[derive(Clone)]
 pub(super) struct Notifier(Device);
@@ -111,6 +116,15 @@ impl Notifier {
     /// What the kernel returns. Not knowing the node is none.
     pub(super) fn inval_inode(&self, node: u64) -> Result<(), Errno> {
         let (offset, len) = (0, 0);
+        self.notify(&Notification::InvalInode { node, offset, len })
+    }
+
+    /// The attributes of a node are not to be kept; its pages are.
+    ///
+    /// # Errors
+    /// What the kernel returns. Not knowing the node is none.
+    pub(super) fn inval_attributes(&self, node: u64) -> Result<(), Errno> {
+        let (offset, len) = (-1, 0);
         self.notify(&Notification::InvalInode { node, offset, len })
     }
 
@@ -150,7 +164,14 @@ pub(super) fn shake_hands(
 ) -> io::Result<Agreed> {
     let mut buffer = vec![0; request_room(0)];
     loop {
-        let bytes = device.next(&mut buffer)?.ok_or(Errno::NODEV)?;
+        let bytes = match device.try_next(&mut buffer)? {
+            Next::Request(n) => buffer.get(..n).unwrap_or_default(),
+            Next::Nothing => {
+                device.wait()?;
+                continue;
+            }
+            Next::Over => return Err(Errno::NODEV.into()),
+        };
         let (head, body) = take_apart(bytes).map_err(|_| Errno::PROTO)?;
         let Ok(Op::Init(kernel)) = Op::decode(&head, body, Dialect::default()) else {
             return Err(Errno::PROTO.into());
@@ -198,65 +219,61 @@ fn take_apart(bytes: &[u8]) -> Result<(Header, Body<'_>), Malformed> {
 ///
 /// # Errors
 /// What reading returns.
-pub(super) fn serve(device: &Device, filesystem: &Arc<Filesystem>) -> io::Result<()> {
+pub(super) fn serve(device: &Device, filesystem: &Arc<Filesystem>, crew: &Crew) -> io::Result<()> {
     let payload = filesystem.agreed().payload();
     let mut request = vec![0; request_room(payload)];
     let mut reply = vec![0; REPLY_HEADER + payload];
-    let quick = match filesystem.options.clone_fd {
-        true => device.unwaiting().ok(),
-        false => None,
-    };
-    while let Some(bytes) = device.next(&mut request)? {
-        serve_one(device, filesystem, bytes, &mut reply);
-        if let Some(quick) = &quick
-            && !look_again(quick, filesystem, &mut request, &mut reply)?
-        {
-            break;
+    let mut answer = |request: &[u8]| serve_one(device, filesystem, request, &mut reply);
+    let mut back = None;
+    loop {
+        let mut in_a_row = 0;
+        while let Next::Request(n) = device.try_next(&mut request)? {
+            crew.took(in_a_row);
+            answer(request.get(..n).unwrap_or_default());
+            in_a_row += 1;
+        }
+        if back == Some(Back::Called) {
+            crew.helped(in_a_row > 0);
+        }
+        back = None;
+        if !crew.take_watch() {
+            back = Some(crew.rest());
+            if back == Some(Back::Over) {
+                return Ok(());
+            }
+            continue;
+        }
+        let next = watch(device, &mut request);
+        crew.leave_watch();
+        match next? {
+            Next::Request(n) => {
+                crew.took(0);
+                answer(request.get(..n).unwrap_or_default());
+            }
+            Next::Nothing => {}
+            Next::Over => {
+                crew.end();
+                return Ok(());
+            }
         }
     }
-    Ok(())
 }
 
-/// Looks for further requests for a moment before the thread sleeps: a client mostly asks again at once, and
-/// waking a thread up takes longer than answering. One thread at a time does so. `false`: the mount is over.
-fn look_again(
-    quick: &Device,
-    filesystem: &Arc<Filesystem>,
-    request: &mut [u8],
-    reply: &mut [u8],
-) -> Result<bool, Errno> {
+/// Waits for a request: awake for a moment, since a client mostly asks again at once, and waking a thread up takes
+/// longer than answering; then asleep.
+fn watch(device: &Device, request: &mut [u8]) -> Result<Next, Errno> {
     const MOMENT: Duration = Duration::from_micros(40);
-    static LOOKING: AtomicBool = AtomicBool::new(false);
-    if LOOKING.swap(true, Ordering::Acquire) {
-        return Ok(true);
-    }
-    let mut since = Instant::now();
-    let over = loop {
-        match rustix::io::read(quick.fd(), &mut *request) {
-            Ok(n) => {
-                // Others may look meanwhile: this may take long.
-                LOOKING.store(false, Ordering::Release);
-                serve_one(
-                    quick,
-                    filesystem,
-                    request.get(..n).unwrap_or_default(),
-                    reply,
-                );
-                if LOOKING.swap(true, Ordering::Acquire) {
-                    return Ok(true);
-                }
-                since = Instant::now();
-            }
-            Err(Errno::NODEV | Errno::CONNABORTED) => break Ok(false),
-            Err(Errno::AGAIN) if since.elapsed() > MOMENT => break Ok(true),
-            // Whoever else wants this CPU goes first.
-            Err(Errno::AGAIN) => rustix::thread::sched_yield(),
-            Err(Errno::INTR | Errno::NOENT) => {}
-            Err(e) => break Err(e),
+    let since = Instant::now();
+    while since.elapsed() < MOMENT {
+        // Whoever else wants this CPU goes first.
+        rustix::thread::sched_yield();
+        match device.try_next(request)? {
+            Next::Nothing => {}
+            next => return Ok(next),
         }
-    };
-    LOOKING.store(false, Ordering::Release);
-    over
+    }
+    device.wait()?;
+    device.try_next(request)
 }
 
 fn serve_one(device: &Device, filesystem: &Arc<Filesystem>, bytes: &[u8], reply: &mut [u8]) {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::answer::Answer;
 use super::refresh::REFRESH_XATTR;
-use super::service::{Done, Filesystem, STAT_XATTR, caller, fits, in_group, xattr};
+use super::service::{Done, Filesystem, STAT_XATTR, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
 use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
 use crate::overlay::{
@@ -27,7 +27,7 @@ impl Filesystem {
             Op::Lookup { name } => self.lookup(node, name, out),
             Op::Forget { count } => return self.forget(std::iter::once((node, count))),
             Op::BatchForget(forgets) => return self.forget(forgets),
-            Op::Getattr => self.attr(out, self.overlay.getattr(node)),
+            Op::Getattr => self.attr(out, node, self.overlay.getattr(node)),
             Op::Statx => self.statx(node, out),
             Op::Setattr(set) => self.setattr(head, &set, out),
             Op::Readlink => self.readlink(node, out),
@@ -54,8 +54,9 @@ impl Filesystem {
                 flags,
             } => self.rename((node, name), (to, new_name), flags),
             Op::Link { node: id, name } => self.entry(out, self.overlay.link(id, node, name, true)),
-            Op::Open | Op::Opendir | Op::Create | Op::Flush => Err(Errno::NOSYS),
-            Op::Tmpfile { mode, umask } => self.tmpfile(head, (mode, umask), out),
+            Op::Open(_) | Op::Create { .. } | Op::Tmpfile { .. } | Op::Release => {
+                self.carry_out_open(head, op, out)
+            }
             Op::Read { offset, size } => self.read(node, offset, size, out),
             Op::Write {
                 offset,
@@ -69,12 +70,10 @@ impl Filesystem {
                 self.overlay.sync(node, data_only)
             }
             Op::Syncfs => self.overlay.sync_all(),
-            Op::Setxattr { .. } | Op::Getxattr { .. } => {
-                return self.carry_out_xattr(head, op, out);
-            }
-            Op::Listxattr { .. } | Op::Removexattr { .. } => {
-                return self.carry_out_xattr(head, op, out);
-            }
+            Op::Setxattr { .. }
+            | Op::Getxattr { .. }
+            | Op::Listxattr { .. }
+            | Op::Removexattr { .. } => return self.carry_out_xattr(head, op, out),
             Op::Readdir { offset, size } => return self.readdir(node, offset, size, out),
             Op::Readdirplus { offset, size } => return self.readdirplus(node, offset, size, out),
             Op::Ioctl(request) => self.ioctl(node, &request, out),
@@ -85,8 +84,8 @@ impl Filesystem {
             } => self.fallocate(head, (offset, length), mode),
             Op::Lseek { offset, whence } => return self.lseek(node, offset, whence, out),
             Op::CopyFileRange(copy) => self.copy_file_range(head, &copy, out),
-            Op::Interrupt | Op::Other => Err(Errno::NOSYS),
-            Op::Release | Op::Releasedir | Op::Destroy => Ok(()),
+            Op::Opendir | Op::Flush | Op::Interrupt | Op::Other => Err(Errno::NOSYS),
+            Op::Releasedir | Op::Destroy => Ok(()),
             Op::Init(_) => Err(Errno::PROTO),
         };
         done.into()
@@ -116,14 +115,14 @@ impl Filesystem {
 
     fn forget(&self, forgets: impl Iterator<Item = (u64, u64)>) -> Answer {
         for (node, count) in forgets {
-            self.overlay.forget(node, count);
+            self.forget_one(node, count);
         }
         Answer::Silence
     }
 
     fn statx(&self, node: u64, out: &mut Out<'_>) -> Done {
         let (attr, birth) = self.overlay.statx(node)?;
-        fits(reply::statx(out, self.keep_for(&attr), &attr, birth))
+        fits(reply::statx(out, self.keep_for(node, &attr), &attr, birth))
     }
 
     fn setattr(&self, head: &Header, set: &SetAttrIn, out: &mut Out<'_>) -> Done {
@@ -132,11 +131,14 @@ impl Filesystem {
         }
         let chown = set.uid.is_some() || set.gid.is_some();
         // For a new size the flag means that the caller lacks CAP_FSETID. With a new owner it comes
-        // for everybody: set-user-id goes whoever asks, set-group-id without the right to execute
-        // stays for the privileged.
-        let privileged = chown && head.uid == 0;
-        let in_group = |gid| privileged || in_group(head, gid);
-        let drops = set.kill_suidgid || (chown && !privileged);
+        // for everybody: what a chown takes away whoever asks, the one of upper's file takes away;
+        // set-group-id without the right to execute stays for the privileged.
+        let drops = if chown {
+            head.uid != 0
+        } else {
+            set.kill_suidgid
+        };
+        let in_group = |gid| in_group(head, gid);
         let unprivileged = drops.then_some(&in_group as &dyn Fn(u32) -> bool);
         let set = SetAttr {
             perm: set.perm,
@@ -147,7 +149,8 @@ impl Filesystem {
             mtime: set.mtime,
             keep_mtime: self.options.writeback,
         };
-        self.attr(out, self.overlay.setattr(head.node, &set, unprivileged))
+        let done = self.overlay.setattr(head.node, &set, unprivileged);
+        self.attr(out, head.node, done)
     }
 
     /// A SETATTR of nothing comes before a write by somebody without CAP_FSETID to a file with
@@ -160,13 +163,14 @@ impl Filesystem {
         let mode = u32::from(attr.perm);
         let kept = without_set_ids(mode, || in_group(head, attr.gid));
         if kept == mode || attr.kind != Kind::File || head.uid == 0 {
-            return self.attr(out, Ok(attr));
+            return self.attr(out, head.node, Ok(attr));
         }
         let set = SetAttr {
             perm: Some(kept),
             ..SetAttr::default()
         };
-        self.attr(out, self.overlay.setattr(head.node, &set, None))
+        let done = self.overlay.setattr(head.node, &set, None);
+        self.attr(out, head.node, done)
     }
 
     fn readlink(&self, node: u64, out: &mut Out<'_>) -> Done {
@@ -202,14 +206,6 @@ impl Filesystem {
             _ => return Err(Errno::INVAL),
         };
         self.overlay.rename(from.0, from.1, to.0, to.1, mode)
-    }
-
-    fn tmpfile(&self, head: &Header, (mode, umask): (u32, u32), out: &mut Out<'_>) -> Done {
-        let made = self
-            .overlay
-            .create_tmpfile(&caller(head, umask), head.node, mode);
-        self.entry(out, made)?;
-        fits(reply::opened(out))
     }
 
     fn read(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Done {
@@ -257,7 +253,7 @@ impl Filesystem {
             let known = found.map(|(node, attr)| Known {
                 node: node.id(),
                 keep_name: self.ttl,
-                keep_attr: self.keep_for(attr),
+                keep_attr: self.keep_for(node.id(), attr),
                 attr,
             });
             more(reply::direntplus(&mut room, &dirent(&e), known))

@@ -174,6 +174,19 @@ impl SetAttr {
         }
     }
 
+    /// Is there a new owner or group?
+    pub(crate) fn changes_owner(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some()
+    }
+
+    /// Are owner, group and mode all that is to change?
+    pub(crate) fn changes_owner_or_mode_only(&self) -> bool {
+        (self.changes_owner() || self.perm.is_some())
+            && self.size.is_none()
+            && self.atime.is_none()
+            && self.mtime.is_none()
+    }
+
     /// Are all times that are to be set the ones that are there, and nothing else is to be set?
     pub(crate) fn changes_nothing(&self, now: &Attr) -> bool {
         let same = |set: Option<SetTime>, is: Timestamp| match set {
@@ -182,8 +195,7 @@ impl SetAttr {
             Some(SetTime::Now) => false,
         };
         self.perm.is_none()
-            && self.uid.is_none()
-            && self.gid.is_none()
+            && !self.changes_owner()
             && self.size.is_none()
             && same(self.atime, now.atime)
             && same(self.mtime, now.mtime)

@@ -4,20 +4,20 @@
 //! its data is synced, and one link or rename publishes it. Only `Node::copying` of the object is
 //! held meanwhile: a big copy stalls nobody but those who want to change the same file.
 
+mod build;
 mod data;
 mod finish;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::attr::{Kind, stat_at};
+use super::attr::{Kind, SetAttr, stat_at};
 use super::fds::FdKey;
-use super::ids::{link_target, make_stand_in};
 use super::node::{DataAt, Node, Pin, Place};
-use super::work::{Temp, Work};
+use super::work::Temp;
 use super::{Overlay, Upper};
 use crate::format::handle::OverlayHandle;
 use crate::format::keys::OverlayKey;
@@ -91,15 +91,29 @@ impl Overlay {
     /// `EROFS` without upper; what reading the lower and writing upper return. Nothing is
     /// published then.
     pub(crate) fn ensure_upper(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
+        self.ensure_upper_as(node, data, None).map(drop)
+    }
+
+    /// As [`ensure_upper`](Self::ensure_upper); a copy that this makes gets the owner and mode of `change` before
+    /// anybody sees it. Gives what statx says of that copy; `None`: nothing was changed.
+    ///
+    /// # Errors
+    /// As [`ensure_upper`](Self::ensure_upper), and what changing owner and mode returns.
+    pub(crate) fn ensure_upper_as(
+        &self,
+        node: &Arc<Node>,
+        data: CopyData,
+        change: Option<&SetAttr>,
+    ) -> Result<Option<Statx>, Errno> {
         let (done, complete) = {
             let place = node.place.read();
             (place.has_upper(), place.data().is_none())
         };
         if done {
-            return match complete || data == CopyData::Nothing {
-                true => Ok(()),
-                false => self.ensure_data(node, data),
-            };
+            if !complete && data != CopyData::Nothing {
+                self.ensure_data(node, data)?;
+            }
+            return Ok(None);
         }
         self.upper()?;
         let mut chain: Vec<Arc<Node>> = Vec::new();
@@ -114,22 +128,28 @@ impl Overlay {
             chain.push(dir);
         }
         for dir in chain.iter().rev() {
-            self.copy_up(dir, CopyData::All)?;
+            self.copy_up(dir, CopyData::All, None)?;
         }
-        self.copy_up(node, data)?;
-        match data {
-            CopyData::Nothing => Ok(()),
+        let copy = self.copy_up(node, data, change)?;
+        if data != CopyData::Nothing {
             // Somebody else may have copied the attributes meanwhile.
-            _ => self.ensure_data(node, data),
+            self.ensure_data(node, data)?;
         }
+        Ok(copy.filter(|_| change.is_some()))
     }
 
-    /// Copies one object up whose parent is in upper.
-    fn copy_up(&self, node: &Arc<Node>, data: CopyData) -> Result<(), Errno> {
+    /// Copies one object up whose parent is in upper, and changes its owner and mode. Gives what statx says of the
+    /// copy; `None`: somebody else was faster.
+    fn copy_up(
+        &self,
+        node: &Arc<Node>,
+        data: CopyData,
+        change: Option<&SetAttr>,
+    ) -> Result<Option<Statx>, Errno> {
         let upper = self.upper()?;
         let _copying = node.copying.lock();
         if node.place.read().has_upper() {
-            return Ok(());
+            return Ok(None);
         }
         self.counters.copy_ups.add(1);
         let origin = self.lower_handle(node)?;
@@ -172,9 +192,14 @@ impl Overlay {
             let target = copied.object.file().ok_or(Errno::IO)?;
             self.mark_metacopy(target, st.stx_size)?;
         }
-        // The last touch on a copy.
-        self.with_built(&copied.object, |fd, name| set_times(fd, name, &st))?;
-        self.publish(node, upper, copied)
+        self.with_built(&copied.object, |fd, name| {
+            if let Some(change) = change {
+                self.set_owner_and_mode(fd, name, change)?;
+            }
+            // The last touch on a copy.
+            set_times(fd, name, &st)
+        })?;
+        self.publish(node, upper, copied).map(Some)
     }
 
     /// Names of an indexed file are counted relative to upper's where the lower's can't be opened by
@@ -224,144 +249,6 @@ impl Overlay {
         }
     }
 
-    fn build_dir<'a>(&self, node: &Node, upper: &'a Upper, st: &Statx) -> Result<Built<'a>, Errno> {
-        let temp = upper.work.temp();
-        let work = upper.work.dir.as_fd();
-        rustix::fs::mkdirat(work, &temp.name, Mode::RWXU)?;
-        self.with_object(node, |dir, name| {
-            self.copy_metadata((dir, name), st, (work, &temp.name))
-        })?;
-        let built = Built::Named(temp, None);
-        self.mark_protection(&built, node)?;
-        Ok(built)
-    }
-
-    /// Symlinks, FIFOs, sockets and devices.
-    fn build_special<'a>(
-        &self,
-        node: &Node,
-        upper: &'a Upper,
-        st: &Statx,
-    ) -> Result<Built<'a>, Errno> {
-        let temp = upper.work.temp();
-        let work = upper.work.dir.as_fd();
-        self.with_object(node, |dir, name| {
-            let target = match node.kind {
-                Kind::Symlink => link_target(dir, name, &self.ids)?,
-                _ => Vec::new(),
-            };
-            match node.kind {
-                _ if self.ids.stand_ins() => {
-                    make_stand_in(work, &temp.name, &target)?;
-                }
-                Kind::Symlink => rustix::fs::symlinkat(&*target, work, &temp.name)?,
-                _ => {
-                    let dev = rustix::fs::makedev(st.stx_rdev_major, st.stx_rdev_minor);
-                    let kind = FileType::from_raw_mode(node.kind.mode_bits());
-                    rustix::fs::mknodat(work, &temp.name, kind, Mode::RUSR, dev)?;
-                }
-            }
-            self.copy_metadata((dir, name), st, (work, &temp.name))
-        })?;
-        Ok(Built::Named(temp, None))
-    }
-
-    /// A new, empty, nameless file with these permission bits.
-    fn new_file<'a>(&self, upper: &'a Upper, mode: u32) -> Result<Built<'a>, Errno> {
-        if upper.work.tmpfile {
-            return Ok(Built::Unnamed(upper.work.open_tmpfile(mode)?));
-        }
-        let temp = upper.work.temp();
-        let fd = create_exclusive(&upper.work, &temp.name, mode)?;
-        Ok(Built::Named(temp, Some(fd)))
-    }
-
-    fn build_file<'a>(
-        &self,
-        node: &Node,
-        upper: &'a Upper,
-        st: &Statx,
-        data: CopyData,
-    ) -> Result<Built<'a>, Errno> {
-        let elsewhere = node.place.read().data().cloned();
-        let source = match &elsewhere {
-            Some(at) => self.open_data(at)?,
-            None => self.open_object(node, OFlags::RDONLY)?,
-        };
-        let here = OsStr::new("");
-        let source = source.as_fd();
-        let (held, size) = match &elsewhere {
-            Some(_) => (stat_at(source, here)?.stx_size, st.stx_size),
-            None => (st.stx_size, st.stx_size),
-        };
-        if held < size {
-            return Err(Errno::IO); // the data is not this file's
-        }
-        let built = self.new_file(upper, plain_mode(st))?;
-        let target = built.file().ok_or(Errno::IO)?;
-        let length = match data {
-            CopyData::All | CopyData::Nothing => size,
-            CopyData::Prefix(n) => n.min(size),
-        };
-        let copied = copy_data(source, target, length, held)?;
-        self.counters.copy_up_bytes.add(copied);
-        match &elsewhere {
-            None => {
-                self.copy_metadata((source, here), st, (target, here))?;
-                self.copy_flags(source, target)?;
-            }
-            Some(_) => {
-                self.with_object(node, |dir, name| {
-                    self.copy_metadata((dir, name), st, (target, here))
-                })?;
-                self.mark_protection(&built, node)?;
-            }
-        }
-        if length > 0 && !self.config.volatile {
-            rustix::fs::fdatasync(target)?;
-        }
-        Ok(built)
-    }
-
-    /// A file with the attributes alone. Of its flags only those that protect it are taken over: the
-    /// others are not worth opening the original for.
-    fn build_metacopy<'a>(
-        &self,
-        node: &Node,
-        upper: &'a Upper,
-        st: &Statx,
-    ) -> Result<Copied<'a>, Errno> {
-        let built = self.new_file(upper, plain_mode(st))?;
-        let target = built.file().ok_or(Errno::IO)?;
-        self.with_object(node, |dir, name| {
-            self.copy_metadata((dir, name), st, (target, OsStr::new("")))
-        })?;
-        self.mark_protection(&built, node)?;
-        let place = node.place.read();
-        let data = match (place.data(), &place.lower) {
-            (Some(at), _) => at.clone(),
-            (None, Some(lower)) => DataAt::Lower {
-                dir: Arc::clone(&lower.dir),
-                name: lower.name.clone().unwrap_or_else(|| place.name.clone()),
-                blocks: st.stx_blocks,
-            },
-            (None, None) => return Err(Errno::STALE),
-        };
-        Ok(Copied {
-            data: Some(data),
-            ..built.into()
-        })
-    }
-
-    /// Marks a copy of something that is immutable or append-only.
-    fn mark_protection(&self, built: &Built<'_>, node: &Node) -> Result<(), Errno> {
-        let protection = node.protection();
-        if protection.any() {
-            self.set_mark(built, OverlayKey::Protattr, &protection.encode())?;
-        }
-        Ok(())
-    }
-
     /// Owner, mode and xattrs, in an order in which none undoes another: data before capabilities,
     /// chown before the set-id bits and capabilities that it clears, the mode before the ACL.
     /// `st`: of the original, as the merged tree has it.
@@ -396,13 +283,13 @@ impl Overlay {
         self.ns.is_private(key) || key.starts_with(b"user.fuseoverlayfs.")
     }
 
-    /// Puts a finished copy into its place.
+    /// Puts a finished copy into its place, and gives what statx says of it.
     fn publish(
         &self,
         node: &Arc<Node>,
         upper: &Upper,
         mut copied: Copied<'_>,
-    ) -> Result<(), Errno> {
+    ) -> Result<Statx, Errno> {
         let parent = node.place.read().parent.clone();
         let Some(parent) = parent else {
             let mut place = node.place.write();
@@ -415,7 +302,7 @@ impl Overlay {
         let parent_dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
         let _names = parent_dir.names.write();
         let before = stat_at(parent_fd.as_fd(), OsStr::new(""))?;
-        {
+        let st = {
             let mut place = node.place.write();
             if place.removed {
                 return self.publish_nameless(node, upper, &mut place, copied);
@@ -429,12 +316,14 @@ impl Overlay {
                 place.extra_mut().index = Some(index.into());
             }
             let name = place.name.clone();
-            self.publish_name(node, &mut place, parent_fd.as_fd(), &name, copied)?;
+            let st = self.publish_name(node, &mut place, parent_fd.as_fd(), &name, copied)?;
             self.listings
                 .added(parent.id, &name, self.ino_of(node), node.kind);
-        }
+            st
+        };
         // The directory's contents did not change for anybody who looks at the merged tree.
-        set_times(parent_fd.as_fd(), OsStr::new(""), &before)
+        set_times(parent_fd.as_fd(), OsStr::new(""), &before)?;
+        Ok(st)
     }
 
     /// The step that makes a copy visible, and what the node says of itself with it.
@@ -445,7 +334,7 @@ impl Overlay {
         parent: BorrowedFd<'_>,
         name: &OsStr,
         copied: Copied<'_>,
-    ) -> Result<(), Errno> {
+    ) -> Result<Statx, Errno> {
         let fd = match copied.object {
             Built::Unnamed(fd) => {
                 sysfs::link_fd_at(fd.as_fd(), parent, name)?;
@@ -464,7 +353,8 @@ impl Overlay {
         };
         place.upper_alias = true;
         self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
-        self.store_names(place, copied.names, &st)
+        self.store_names(place, copied.names, &st)?;
+        Ok(st)
     }
 
     /// The node's data and attributes are upper's from here on.
@@ -507,7 +397,7 @@ impl Overlay {
         upper: &Upper,
         place: &mut Place,
         copied: Copied<'_>,
-    ) -> Result<(), Errno> {
+    ) -> Result<Statx, Errno> {
         let built = copied.object;
         place.upper_alias = false;
         if let Some(index) = copied.hard_link {
@@ -537,7 +427,8 @@ impl Overlay {
             Built::Named(..) => None,
         };
         self.now_in_upper(node, place, &st, (fd, copied.data), copied.has_origin);
-        self.store_names(place, copied.names, &st)
+        self.store_names(place, copied.names, &st)?;
+        Ok(st)
     }
 
     fn link_into_index(&self, upper: &Upper, built: &Built<'_>, index: &str) -> Result<(), Errno> {
@@ -565,17 +456,6 @@ impl Overlay {
         let uuid = layer.uuid;
         self.with_object(node, |dir, name| super::index::handle_at(dir, name, uuid))
     }
-}
-
-/// A new file in `work`, for file systems without `O_TMPFILE`.
-fn create_exclusive(work: &Work, name: &OsStr, mode: u32) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(work.dir.as_fd(), name, flags, Mode::from_raw_mode(mode))
-}
-
-/// The permission bits that a copy can be made with, so that they needn't be set afterwards.
-fn plain_mode(st: &Statx) -> u32 {
-    u32::from(st.stx_mode) & 0o777
 }
 
 /// May a copy go on without this xattr? ACLs and (for those who could set them) security

@@ -27,7 +27,7 @@ pub struct WriteHow<'a> {
 }
 
 impl Overlay {
-    fn file_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+    pub(crate) fn file_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
         let node = self.node(id)?;
         match node.kind {
             Kind::File => Ok(node),

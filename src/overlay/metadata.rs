@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::attr::{Attr, Kind, SetAttr, SetTime, to_timespec, without_set_ids};
 use super::copy_up::CopyData;
+use super::fds::FdKey;
 use super::file::WriteHow;
 use super::ids::link_target;
 use super::index::UNKNOWN_LINKS;
@@ -94,8 +95,26 @@ impl Overlay {
     }
 
     pub(crate) fn attr_of(&self, node: &Node) -> Result<Attr, Errno> {
-        let st = self.with_object(node, |dir, name| self.shown_at(dir, name))?;
+        let st = self.look_at(node, |dir, name| self.shown_at(dir, name))?;
         self.attr_from(node, &st)
+    }
+
+    /// Calls `look` for a node's topmost object, or for what is open of it where somebody removed that from its layer
+    /// behind our back, as engines remove a container whose tree is still mounted somewhere: who has a file open goes
+    /// on with it.
+    pub(crate) fn look_at(
+        &self,
+        node: &Node,
+        look: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<Statx, Errno>,
+    ) -> Result<Statx, Errno> {
+        match self.with_object(node, &look) {
+            Err(Errno::NOENT) if node.kind == Kind::File => {
+                let open = [FdKey::Write(node.id), FdKey::Read(node.id)];
+                let fd = open.into_iter().find_map(|key| self.fds.get(key));
+                look(fd.ok_or(Errno::NOENT)?.as_fd(), OsStr::new(""))
+            }
+            other => other,
+        }
     }
 
     /// Changes attributes; the object is copied up first.
@@ -111,8 +130,7 @@ impl Overlay {
     ) -> Result<Attr, Errno> {
         let node = self.node(id)?;
         // Times: those of cached writes to a file that is append-only.
-        let times_only =
-            set.perm.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        let times_only = set.perm.is_none() && !set.changes_owner() && set.size.is_none();
         if times_only && !node.place.read().has_upper() && self.upper.is_some() {
             // The kernel's cache tells of times that it changed on its own, also of the ctime that
             // an unlink or link sets and nobody can: no reason to copy anything.
@@ -125,7 +143,12 @@ impl Overlay {
             node.check_changeable()?;
         }
         let data = set.size.map_or(CopyData::Nothing, CopyData::Prefix);
-        self.ensure_upper(&node, data)?;
+        // Set-id bits that depend on the caller are looked at below.
+        let at_once = unprivileged.is_none() && set.changes_owner_or_mode_only();
+        let copy = self.ensure_upper_as(&node, data, at_once.then_some(set))?;
+        if let Some(copy) = copy.filter(|_| !self.ids.in_xattrs()) {
+            return self.attr_from(&node, &copy);
+        }
         if let Some(size) = set.size {
             if node.kind != Kind::File {
                 return Err(if node.kind == Kind::Dir {
@@ -146,8 +169,7 @@ impl Overlay {
             self.restore_mtime(&node, fd.as_fd(), how)?;
         }
         let st = self.with_object(&node, |dir, name| {
-            let chown = set.uid.is_some() || set.gid.is_some();
-            if chown && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
+            if set.changes_owner() && !matches!(node.kind, Kind::Dir | Kind::Symlink) {
                 self.clear_suidgid(dir, name, unprivileged)?;
             }
             self.set_owner_and_mode(dir, name, set)?;

@@ -14,7 +14,7 @@ impl Overlay {
     /// As [`getattr`](Self::getattr).
     pub fn statx(&self, id: u64) -> Result<(Attr, Option<Timestamp>), Errno> {
         let node = self.node(id)?;
-        let st = self.with_object(&node, |dir, name| {
+        let st = self.look_at(&node, |dir, name| {
             let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
             let mask = STAT_MASK | StatxFlags::BTIME;
             let st = rustix::io::retry_on_intr(|| rustix::fs::statx(dir, name, flags, mask))?;

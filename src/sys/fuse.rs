@@ -9,6 +9,18 @@ use super::call::check;
 
 /// `_IOR(229, 0, uint32_t)` of include/uapi/linux/fuse.h.
 const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
+/// `_IOW(229, 1, struct fuse_backing_map)`.
+const FUSE_DEV_IOC_BACKING_OPEN: u32 = 0x4010_e501;
+/// `_IOW(229, 2, uint32_t)`.
+const FUSE_DEV_IOC_BACKING_CLOSE: u32 = 0x4004_e502;
+
+/// `struct fuse_backing_map`.
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
 
 /// Makes a fresh descriptor of `/dev/fuse` one more of the connection that `connection` belongs to.
 ///
@@ -27,6 +39,47 @@ pub fn join_connection(device: BorrowedFd<'_>, connection: BorrowedFd<'_>) -> Re
     check(result.into()).map(drop)
 }
 
+/// Makes `file` known to the connection of `device` as one that opens can be passed through to. The
+/// kernel holds it until [`close_backing`] and the last such open are done; `file` may be closed before.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN` in the initial user namespace, or where INIT didn't agree on
+/// passthrough; `ELOOP` for a file on a file system that is stacked too deep; `EINVAL` for what is not
+/// a regular file; `ENOTTY` before Linux 6.9.
+pub fn open_backing(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let map = BackingMap {
+        fd: file.as_raw_fd(),
+        flags: 0,
+        padding: 0,
+    };
+    // SAFETY: the ioctl reads the struct that it is given and keeps no pointer.
+    let result = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            FUSE_DEV_IOC_BACKING_OPEN.into(),
+            &raw const map,
+        )
+    };
+    let id = check(result.into())?;
+    u32::try_from(id).map_err(|_| Errno::OVERFLOW)
+}
+
+/// Has the connection forget a backing file. Opens that use it go on.
+///
+/// # Errors
+/// `ENOENT` when there is none with this id.
+pub fn close_backing(device: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
+    // SAFETY: the ioctl reads the u32 that it is given and keeps no pointer.
+    let result = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            FUSE_DEV_IOC_BACKING_CLOSE.into(),
+            &raw const id,
+        )
+    };
+    check(result.into()).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -40,5 +93,13 @@ mod tests {
             join_connection(file.as_fd(), file.as_fd()),
             Err(Errno::NOTTY)
         );
+    }
+
+    #[test]
+    fn only_connections_have_backing_files() {
+        let file = tempfile::tempfile().unwrap();
+        let refused = open_backing(file.as_fd(), file.as_fd());
+        assert_eq!(refused, Err(Errno::NOTTY));
+        assert_eq!(close_backing(file.as_fd(), 1), Err(Errno::NOTTY));
     }
 }

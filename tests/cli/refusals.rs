@@ -319,7 +319,10 @@ fn options_that_are_unknown_wrong_or_in_conflict() {
             "userxattr,redirect_dir=off",
             &["conflicting options 'userxattr' and 'redirect_dir=off'"],
         ),
-        ("passthrough=on", &["not implemented"]),
+        (
+            "passthrough=on,writeback=on",
+            &["conflicting options 'passthrough=on' and 'writeback=on'"],
+        ),
         ("lowerdir=lower1", &["--lower and -o lowerdir= both given"]),
     ];
     for (options, expected) in rows {

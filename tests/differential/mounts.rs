@@ -123,11 +123,19 @@ pub fn subject(subject: &Subject, dirs: &Dirs, extra: &str) -> Made<Mounted> {
     let mut command = match subject {
         Subject::Kernel => return kernel(dirs),
         Subject::Rovl(path) => {
+            // Another data path: the same variable as for the other tests of mounts.
+            let more = std::env::var("ROVL_TEST_OPTIONS").unwrap_or_default();
+            let extra = match more.contains("passthrough=on") {
+                // That has no writeback cache.
+                true => extra.replace(",writeback=1", ""),
+                false => extra.to_owned(),
+            };
             let mut command = Command::new(path);
-            command
-                .arg("mount")
-                .arg("-o")
-                .arg(format!("nosuid,nodev{extra}"));
+            let options = format!("nosuid,nodev{extra}");
+            command.arg("mount").arg("-o").arg(options);
+            if !more.is_empty() {
+                command.arg("-o").arg(more);
+            }
             command
         }
         Subject::Program(path) => Command::new(path),

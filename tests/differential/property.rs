@@ -23,7 +23,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Mount options of rovl that change how it serves, not what.
-const OPTIONS: [&str; 7] = ["", "", "", "", "", ",writeback=0", ",timeout=0"];
+const OPTIONS: [&str; 7] = ["", "", "", "", "", ",writeback=1", ",timeout=0"];
 
 type Random = fn(&Subject, &Disks, u64, usize) -> Option<(Case, Failure)>;
 

@@ -419,7 +419,7 @@ fn a_file_whose_set_group_id_a_write_has_cleared_may_be_linked() {
     let lowers = vec![[vec![dir(b"", 0o755)], linked()].concat()];
     check(Case {
         disk: Ext4,
-        options: ",writeback=0",
+        options: ",writeback=1",
         lowers,
         before: vec![],
         ops,

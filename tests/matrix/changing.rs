@@ -359,3 +359,23 @@ fn open_files_outlive_a_refresh() {
     );
     mounted.unmount();
 }
+
+#[test]
+fn an_open_file_outlives_the_upper_that_it_is_in() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    let mounted = subject().mount(&layers, &[]);
+    let path = mounted.path("log");
+    fs::write(&path, "first\n").unwrap();
+    let mut reader = fs::File::open(&path).unwrap();
+    let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
+    // As an engine removes a container while its tree is still mounted somewhere.
+    fs::remove_dir_all(&layers.upper).unwrap();
+    writer.write_all(b"second\n").unwrap();
+    assert_eq!(writer.metadata().unwrap().len(), 13);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "first\nsecond\n");
+    fs::create_dir(&layers.upper).unwrap();
+}

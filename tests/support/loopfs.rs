@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::scratch::Scratch;
-use super::{require_program, run};
+use super::{require_program, run, wait_until};
 
 /// A file system on a loop device, mounted in a scratch directory of its own; gone on drop.
 pub struct LoopFs {
@@ -83,6 +84,13 @@ impl LoopFs {
         let point = self.mount.to_str().unwrap();
         run("umount", &[point]);
         let image = self._scratch.join("image");
-        run("mount", &["-o", "loop", image.to_str().unwrap(), point]);
+        let image = image.to_str().unwrap();
+        // A namespace that another test has made meanwhile may have it mounted, too: it would be the same again.
+        let gone = wait_until(Duration::from_secs(30), || {
+            let uses = Command::new("losetup").args(["-j", image]).output();
+            uses.unwrap().stdout.is_empty()
+        });
+        assert!(gone, "{image} stays in use");
+        run("mount", &["-o", "loop", image, point]);
     }
 }

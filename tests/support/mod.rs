@@ -150,7 +150,7 @@ pub fn within<T: Send + 'static>(
 pub fn data_paths() -> Vec<Vec<&'static str>> {
     let chosen = std::env::var_os("ROVL_TEST_OPTIONS").is_some_and(|o| !o.is_empty());
     match subject() {
-        Subject::Rovl if !chosen => vec![vec![], vec!["writeback=off"]],
+        Subject::Rovl if !chosen => vec![vec![], vec!["writeback=on"], vec!["passthrough=on"]],
         _ => vec![vec![]],
     }
 }

@@ -104,10 +104,6 @@ const CONFLICTS: &[Conflict] = &[
     },
 ];
 
-fn passes_through(options: &MountOptions) -> bool {
-    options.passthrough == Some(Passthrough::On)
-}
-
 fn makes_metacopies(options: &MountOptions) -> bool {
     options.metacopy == Some(true)
 }
@@ -132,53 +128,25 @@ pub fn conflicts(options: &MountOptions) -> Result<(), OptionError> {
     })
 }
 
-/// What an option that is not implemented means for the tree.
-enum Weight {
-    /// The tree would not be what was asked for.
-    Changes,
-    /// The same tree, at another price: a warning is enough where an engine sends it.
-    Harmless,
-}
-
-/// An option that is understood but not done.
-type Missing = (
-    fn(&MountOptions) -> bool,
-    &'static str,
-    &'static str,
-    Weight,
-);
+/// An option that is understood but not done: the tree would not be what was asked for.
+type Missing = (fn(&MountOptions) -> bool, &'static str, &'static str);
 
 #[rustfmt::skip]
 const MISSING: &[Missing] = &[
-    (exports, "nfs_export=on", "file handles would go stale at a remount", Weight::Changes),
-    (|o| o.verity, "verity", "file contents would not be verified", Weight::Changes),
-    (|o| o.allow_root, "allow_root", "use allow_other", Weight::Changes),
-    (passes_through, "passthrough=on", "file data goes through the daemon", Weight::Harmless),
+    (exports, "nfs_export=on", "file handles would go stale at a remount"),
+    (|o| o.verity, "verity", "file contents would not be verified"),
+    (|o| o.allow_root, "allow_root", "use allow_other"),
 ];
 
-/// Refuses options that are understood but not done; the harmless ones get a warning in [`Dialect::Helper`]
-/// and are taken out.
-pub fn implemented(
-    options: &mut MountOptions,
-    dialect: Dialect,
-    warnings: &mut Vec<String>,
-) -> Result<(), OptionError> {
-    for (asked, name, why, weight) in MISSING {
-        match (asked(options), weight, dialect) {
-            (false, _, _) => {}
-            (true, Weight::Harmless, Dialect::Helper) => {
-                warnings.push(format!("mount option '{name}' ignored: {why}"));
-            }
-            (true, _, _) => {
-                return Err(OptionError::NotImplemented {
-                    name: (*name).to_owned(),
-                    why,
-                });
-            }
-        }
+/// Refuses options that are understood but not done.
+pub fn implemented(options: &MountOptions) -> Result<(), OptionError> {
+    match MISSING.iter().find(|(asked, ..)| asked(options)) {
+        None => Ok(()),
+        Some((_, name, why)) => Err(OptionError::NotImplemented {
+            name: (*name).to_owned(),
+            why,
+        }),
     }
-    options.passthrough = options.passthrough.filter(|p| *p != Passthrough::On);
-    Ok(())
 }
 
 fn redirect_word(mode: RedirectDir) -> &'static str {

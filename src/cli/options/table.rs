@@ -238,7 +238,7 @@ const FUSE: &[Known] = &[
         "passthrough",
         "on, off or auto",
         set_passthrough,
-        "reads and writes bypass the daemon: on, off, auto",
+        "reads and writes bypass the daemon: off (default), on, auto (without an upper)",
     ),
     value(
         "max_write",

@@ -323,18 +323,6 @@ fn what_changes_the_tree_and_is_not_done_is_refused() {
 }
 
 #[test]
-fn what_does_no_harm_and_is_not_done_is_a_warning_for_engines() {
-    let raw = "lowerdir=/l,passthrough=on";
-    assert!(matches!(
-        parse(Dialect::Rovl, raw),
-        Err(OptionError::NotImplemented { .. })
-    ));
-    let parsed = parse(Dialect::Helper, raw).unwrap();
-    assert_eq!(parsed.warnings.len(), 1);
-    assert_eq!(parsed.options, base());
-}
-
-#[test]
 fn long_lists_are_cut_in_messages() {
     let error = parse(
         Dialect::Rovl,

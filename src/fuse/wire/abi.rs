@@ -49,6 +49,7 @@ pub(in crate::fuse) mod opcode {
 /// What INIT agrees on; the upper 32 bits travel as `flags2`.
 pub(in crate::fuse) mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
+    /// OPEN says whether to truncate.
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The server applies the umask.
     pub const DONT_MASK: u64 = 1 << 6;
@@ -70,6 +71,8 @@ pub(in crate::fuse) mod init {
     pub const SETXATTR_EXT: u64 = 1 << 29;
     /// There are `flags2`.
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Opens may be passed through to backing files.
+    pub const PASSTHROUGH: u64 = 1 << 37;
     /// Requests may come over io_uring.
     pub const OVER_IO_URING: u64 = 1 << 41;
 }
@@ -88,6 +91,14 @@ pub(in crate::fuse) mod fattr {
     pub const LOCK_OWNER: u32 = 1 << 9;
     /// The caller lacks `CAP_FSETID`.
     pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// What the answer to an open says of it.
+pub(in crate::fuse) mod fopen {
+    /// Pages that are cached stay.
+    pub const KEEP_CACHE: u32 = 1 << 1;
+    /// Data goes to the backing file.
+    pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// WRITE: the caller lacks `CAP_FSETID`.

@@ -1,6 +1,6 @@
 //! INIT: what the kernel can do, what we want, what becomes of it.
 
-use super::abi::init::{BIG_WRITES, INIT_EXT, MAX_PAGES};
+use super::abi::init::{BIG_WRITES, INIT_EXT, MAX_PAGES, PASSTHROUGH};
 use super::reply::Out;
 use super::{MAJOR, MINOR, OLDEST_MINOR};
 
@@ -110,6 +110,12 @@ impl Agreed {
         self.flags & flags == flags
     }
 
+    /// Backing files lie on file systems below this depth; the mount counts as one that deep. 1: not on
+    /// a stacked file system, so that an overlayfs can still have the mount as a layer.
+    fn max_stack_depth(&self) -> u32 {
+        u32::from(self.has(PASSTHROUGH))
+    }
+
     /// `struct fuse_init_out`.
     pub(in crate::fuse) fn encode(&self, out: &mut Out<'_>) -> bool {
         let low = (self.flags & u64::from(u32::MAX)) as u32;
@@ -124,7 +130,7 @@ impl Agreed {
             && out.u16(self.max_pages)
             && out.u16(0) // map_alignment
             && out.u32((self.flags >> 32) as u32)
-            && out.u32(0) // max_stack_depth, of passthrough
+            && out.u32(self.max_stack_depth())
             && out.u16(0) // request_timeout: none
             && out.bytes(&[0; 22])
     }
@@ -216,5 +222,10 @@ mod tests {
         assert_eq!(word(16), 64 | 48 << 16);
         assert_eq!((word(20), word(24), word(28)), (65_536, 1, 16));
         assert_eq!(word(32), (OVER_IO_URING >> 32) as u32);
+        assert_eq!(word(36), 0);
+        let through = agreed(kernel(7, 45, u64::MAX), &wanted(PASSTHROUGH, 65_536));
+        let mut out = Out::new(&mut room);
+        assert!(through.encode(&mut out));
+        assert_eq!(room[36..40], 1u32.to_ne_bytes());
     }
 }

@@ -189,10 +189,30 @@ pub(in crate::fuse) fn absent(out: &mut Out<'_>, keep_name: Ttl) -> bool {
     out.bytes(&entry_block(0, keep_name, Ttl::ZERO, None).bytes)
 }
 
-/// The second half of an answer to CREATE and TMPFILE: handle 0, no flags.
+/// What becomes of an open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::fuse) struct Opened {
+    /// `abi::fopen`.
+    pub flags: u32,
+    /// Of the backing file, with `fopen::PASSTHROUGH`.
+    pub backing: u32,
+}
+
+impl Opened {
+    /// Does its data go to a backing file?
+    pub(in crate::fuse) fn passes_through(&self) -> bool {
+        self.flags & super::abi::fopen::PASSTHROUGH != 0
+    }
+}
+
+/// `struct fuse_open_out`: the answer to OPEN, and the second half of that to CREATE and TMPFILE.
 #[must_use]
-pub(in crate::fuse) fn opened(out: &mut Out<'_>) -> bool {
-    out.bytes(&[0; 16])
+pub(in crate::fuse) fn opened(out: &mut Out<'_>, open: &Opened) -> bool {
+    let mut block = Block::<16>::new();
+    block.u64(0); // the handle: requests name the node
+    block.u32(open.flags);
+    block.u32(open.backing);
+    out.bytes(&block.bytes)
 }
 
 /// `struct fuse_attr_out`.

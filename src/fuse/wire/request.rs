@@ -70,6 +70,13 @@ pub(in crate::fuse) struct SetAttrIn {
     pub nothing: bool,
 }
 
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::fuse) struct OpenIn {
+    /// `O_*`, without those that concern the name, and without `O_TRUNC`: that comes as SETATTR.
+    pub flags: u32,
+}
+
 /// Bytes of one file to go to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct CopyIn {
@@ -150,13 +157,17 @@ pub(in crate::fuse) enum Op<'a> {
         node: u64,
         name: &'a OsStr,
     },
-    Open,
-    /// OPEN and CREATE are left to the kernel, so their flags don't count; that to clear set-id bits
-    /// comes only with a truncation that SETATTR isn't sent for, which we don't ask for.
-    Create,
+    Open(OpenIn),
+    Create {
+        name: &'a OsStr,
+        mode: u32,
+        umask: u32,
+        open: OpenIn,
+    },
     Tmpfile {
         mode: u32,
         umask: u32,
+        open: OpenIn,
     },
     Read {
         offset: u64,
@@ -298,13 +309,19 @@ impl<'a> Op<'a> {
             }
             opcode::CREATE | opcode::TMPFILE => {
                 let (mut fixed, mut rest) = body.split(16)?;
-                fixed.u32()?;
+                let flags = fixed.u32()?;
                 let (mode, umask) = (fixed.u32()?, fixed.u32()?);
-                rest.name()?;
+                let open = OpenIn { flags };
+                let name = rest.name()?;
                 extension::check(header, rest)?;
                 match header.opcode {
-                    opcode::TMPFILE => Op::Tmpfile { mode, umask },
-                    _ => Op::Create,
+                    opcode::TMPFILE => Op::Tmpfile { mode, umask, open },
+                    _ => Op::Create {
+                        name,
+                        mode,
+                        umask,
+                        open,
+                    },
                 }
             }
             opcode::LINK => {
@@ -476,7 +493,7 @@ impl<'a> Op<'a> {
             opcode::FLUSH => Op::Flush,
             opcode::SYNCFS => Op::Syncfs,
             opcode::INIT => Op::Init(decode_init(body)?),
-            opcode::OPEN => Op::Open,
+            opcode::OPEN => Op::Open(decode_open(body)?),
             opcode::OPENDIR => Op::Opendir,
             opcode::RELEASEDIR => Op::Releasedir,
             opcode::INTERRUPT => Op::Interrupt,
@@ -500,6 +517,14 @@ fn decode_init(body: Body<'_>) -> Result<InitIn, Malformed> {
         minor,
         max_readahead,
         flags: flags | more,
+    })
+}
+
+/// `struct fuse_open_in`.
+fn decode_open(body: Body<'_>) -> Result<OpenIn, Malformed> {
+    let (mut fixed, _) = body.split(8)?;
+    Ok(OpenIn {
+        flags: fixed.u32()?,
     })
 }
 

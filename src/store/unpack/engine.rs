@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::attrs::{Attributes, Plan, set_times};
 use super::chunks::{Chunk, Piece};
 use super::path::{CleanPath, Meaning, meaning};
-use super::tree::{Dir, Key, Seen, Tree};
+use super::tree::{Dir, Key, Seen, Tree, empty_file};
 use super::writers::{Job, Stopped, Writers};
 use super::{EntryProblem, Failure, Options, Refused, UnpackError, shown};
 use crate::format::override_stat::OverrideKind;
@@ -373,20 +373,13 @@ impl<'a, 'r> Engine<'a, 'r> {
             }
             _ => (FileType::Fifo, 0, 0, OverrideKind::Pipe),
         };
-        let name = OsStr::from_bytes(name);
         let device = rustix::fs::makedev(major, minor);
-        match rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, device) {
+        let mode = Mode::RUSR | Mode::WUSR;
+        match rustix::fs::mknodat(dir, OsStr::from_bytes(name), kind, mode, device) {
             Ok(()) => Ok(()),
             Err(Errno::PERM) if self.options.refused == Refused::OverrideStat => {
                 self.attributes.stand_in(plan, entry, stand_in);
-                let mode = Mode::RUSR | Mode::WUSR;
-                Ok(rustix::fs::mknodat(
-                    dir,
-                    name,
-                    FileType::RegularFile,
-                    mode,
-                    0,
-                )?)
+                empty_file(dir, name)
             }
             Err(Errno::PERM) => Err(EntryProblem::DeviceRefused.into()),
             Err(e) => Err(e.into()),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::attrs::set_times;
 use super::engine::{Engine, Link};
-use super::tree::{Dir, Key, Seen};
+use super::tree::{Dir, Key, Seen, empty_file};
 use super::{EntryProblem, Failure, UnpackError, WhiteoutForm};
 use crate::format::keys::OverlayKey;
 use crate::format::whiteout::{OPAQUE_MARK, whiteout_name};
@@ -152,18 +152,6 @@ fn make_opaque(engine: &Engine<'_, '_>, dir: &Dir) -> Result<(), Failure> {
         key,
         b"y",
         SetFlags::Any,
-    )?)
-}
-
-fn empty_file(dir: &Dir, name: &[u8]) -> Result<(), Failure> {
-    let mode = Mode::RUSR | Mode::WUSR;
-    let name = OsStr::from_bytes(name);
-    Ok(rustix::fs::mknodat(
-        dir,
-        name,
-        FileType::RegularFile,
-        mode,
-        0,
     )?)
 }
 

@@ -222,6 +222,19 @@ impl Tree {
     }
 }
 
+/// Makes an empty file: a mark, or what stands for a device that can't be made.
+pub(super) fn empty_file(dir: &Dir, name: &[u8]) -> Result<(), Failure> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let name = OsStr::from_bytes(name);
+    Ok(rustix::fs::mknodat(
+        dir,
+        name,
+        FileType::RegularFile,
+        mode,
+        0,
+    )?)
+}
+
 /// Opens a path with symlinks resolved as if `root` were the root of the file system.
 pub(super) fn open_in_root(
     root: BorrowedFd<'_>,

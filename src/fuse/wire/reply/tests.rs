@@ -71,7 +71,7 @@ fn fixed_replies_have_the_kernel_s_sizes() {
         (|out| statx(out, Ttl::ZERO, &some_attr(), None), 288),
         (|out| statfs(out, &FsStat::default()), 80),
         (|out| absent(out, Ttl::ZERO), 128),
-        (opened, 16),
+        (|out| opened(out, &Opened::default()), 16),
         (|out| count(out, 5), 8),
     ];
     for (write, size) in rows {

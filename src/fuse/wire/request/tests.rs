@@ -105,6 +105,34 @@ fn writes_keep_their_data_and_flags() {
     assert_eq!(cut, Err(Malformed::Short));
 }
 
+#[test]
+fn opens_keep_their_flags() {
+    let open = OpenIn { flags: 0o1001 };
+    both_ways(opcode::OPEN, 8, &words(&[0o1001, 0]), |op| {
+        assert_eq!(op, Op::Open(open));
+    });
+    let mut create = words(&[0o1001, 0o100_644, 0o22, 0]);
+    create.extend(b"new\0");
+    let (mode, umask) = (0o100_644, 0o22);
+    both_ways(opcode::CREATE, 16, &create, |op| {
+        let name = "new".as_ref();
+        assert_eq!(
+            op,
+            Op::Create {
+                name,
+                mode,
+                umask,
+                open
+            }
+        );
+    });
+    both_ways(opcode::TMPFILE, 16, &create, |op| {
+        assert_eq!(op, Op::Tmpfile { mode, umask, open });
+    });
+    let short = Op::decode(&header(opcode::OPEN), Body::Whole(&[0; 7]), EXTENDED);
+    assert_eq!(short, Err(Malformed::Short));
+}
+
 fn setattr(valid: u32, atime: (i64, u32), mtime: (i64, u32)) -> Vec<u8> {
     let mut bytes = words(&[valid, 0]);
     let times = [atime.0.cast_unsigned(), mtime.0.cast_unsigned()];
