@@ -150,7 +150,10 @@ pub fn main(args: RunArgs, place: &Place) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("rovl: {}", failure.message);
+            // Empty: the runtime has said it.
+            if !failure.message.is_empty() {
+                eprintln!("rovl: {}", failure.message);
+            }
             let code = match failure.code {
                 126 | 127 => failure.code,
                 _ => FAILED,

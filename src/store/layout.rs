@@ -30,13 +30,15 @@ pub const IMAGE_METADATA: &str = "image/overlay2/imagedb/metadata/sha256";
 pub const DIFF_ID_BY_DIGEST: &str = "image/overlay2/distribution/diffid-by-digest/sha256";
 /// Names and tags.
 pub const REPOSITORIES: &str = "image/overlay2/repositories.json";
+/// What Docker's layout has no place for.
+pub const OWN: &str = "rovl";
 /// The store's lock.
 pub const LOCK: &str = "rovl/lock";
 /// Transactions under way.
 pub const TRANSACTIONS: &str = "rovl/tx";
 /// The index of file contents, one file a layer.
 pub const FILE_INDEX: &str = "rovl/files";
-/// What Docker's layout has no place for: names of containers, and what they were made of.
+/// The names of containers, and what they were made of.
 pub const CONTAINERS: &str = "rovl/containers";
 /// What is mounted where.
 pub const MOUNTS: &str = "rovl/mounts";
@@ -67,7 +69,7 @@ const DIRECTORIES: &[(&str, u32)] = &[
         "image/overlay2/distribution/v2metadata-by-diffid/sha256",
         0o700,
     ),
-    ("rovl", 0o700),
+    (OWN, 0o700),
     (TRANSACTIONS, 0o700),
     (FILE_INDEX, 0o700),
     (CONTAINERS, 0o700),

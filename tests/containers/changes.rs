@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use crate::images::{create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure};
+use crate::support::files::set_times;
 
 fn diff(store: &TestStore) -> Vec<String> {
     let text = store.text(&["container", "diff", "one"]);
@@ -190,6 +191,40 @@ fn hard_links_of_the_image_change_under_all_their_names() {
     assert_eq!(entries["a/link"], "-> a/deep/link");
     // What lies on the way has the image's attributes.
     assert!(entries.contains_key("a/deep/"));
+}
+
+#[test]
+fn removing_one_name_of_a_file_changes_none_of_the_others() {
+    for driver in ["fuse", "kernel"] {
+        let args = ["--driver", driver];
+        let (lines, entries) = changed(&args, |tree| {
+            fs::remove_file(tree.join("a/link")).unwrap();
+        });
+        assert_eq!(lines, ["C /a", "D /a/link"], "{driver}");
+        assert_eq!(names(&entries), ["./", "a/", "a/.wh.link"], "{driver}");
+        // What was written before that is in all that are left, which stay one file.
+        let (lines, entries) = changed(&args, |tree| {
+            fs::write(tree.join("a/link"), "all").unwrap();
+            fs::remove_file(tree.join("a/link")).unwrap();
+        });
+        assert!(lines.contains(&"C /a/file".to_owned()), "{lines:?}");
+        assert_eq!(entries["a/deep/link"], "all", "{driver}");
+        assert_eq!(entries["a/file"], "-> a/deep/link", "{driver}");
+        // So it is when the time of the last change is taken back.
+        let (_, entries) = changed(&args, |tree| {
+            let time = fs::metadata(tree.join("a/link")).unwrap().mtime();
+            fs::write(tree.join("a/link"), "two").unwrap();
+            set_times(&tree.join("a/link"), (time, 0), (time, 0)).unwrap();
+            fs::remove_file(tree.join("a/link")).unwrap();
+        });
+        assert_eq!(entries["a/deep/link"], "two", "{driver}");
+        // A name in upper keeps all together.
+        let (_, entries) = changed(&args, |tree| {
+            fs::rename(tree.join("a/link"), tree.join("z")).unwrap();
+        });
+        assert_eq!(entries["a/deep/link"], "one", "{driver}");
+        assert_eq!(entries["z"], "-> a/deep/link", "{driver}");
+    }
 }
 
 #[test]

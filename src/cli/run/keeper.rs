@@ -265,7 +265,8 @@ impl Keeper<'_> {
         Ok(u8::try_from(code).unwrap_or(super::FAILED))
     }
 
-    /// Runs the runtime. What it says goes to a file, so that standard error stays the command's.
+    /// Runs the runtime, with a log of what goes wrong. While it creates the container its standard error is what the
+    /// command will have, and it says there itself what it logs; that isn't said again.
     fn runtime(&self, words: &[&str], console: bool) -> Result<(), Failure> {
         let mut command = Command::new(&self.runtime);
         command.args(["--root", "state", "--log", "log"]);
@@ -279,8 +280,10 @@ impl Keeper<'_> {
             command.args(["--console-socket", "console.sock"]);
             command.stdin(Stdio::null());
         }
-        if words.first() != Some(&"create") {
+        let speaks = words.first() == Some(&"create");
+        if !speaks {
             command.stdin(Stdio::null()).stdout(Stdio::null());
+            command.stderr(Stdio::null());
         }
         command.arg(&self.container.id);
         unblock_signals_in(&mut command);
@@ -291,7 +294,14 @@ impl Keeper<'_> {
             return Ok(());
         }
         let said = fs::read_to_string("log").unwrap_or_default();
-        Err(settings::explain(&self.runtime, &said, &status.to_string()))
+        let failure = settings::explain(&self.runtime, &said, &status.to_string());
+        Err(match speaks && !said.trim().is_empty() {
+            true => Failure {
+                message: String::new(),
+                ..failure
+            },
+            false => failure,
+        })
     }
 
     /// Unmounts what was written to, and removes what was for this run only.

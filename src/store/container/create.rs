@@ -1,4 +1,4 @@
-//! Making a container: built in a transaction's directory, synced, shown at once.
+//! Making a container: built in a transaction's directory, synced as a whole, shown at once.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,6 @@ impl Store {
         init::fill(self.disk(), &below.dir.join("diff"), &base.trees)?;
         let lower = layout::lower_of_child(&below.link_id, base.lower.as_deref());
         let top = self.stage(&transaction, &base, mount_id.to_string(), Some(&lower))?;
-        self.sync_staged(&transaction, &[&below, &top])?;
         let lock = lock::try_shared(&self.disk().path(top.dir.join("link")))?;
         let lock = lock.ok_or_else(|| StoreError::damaged("a new container is locked"))?;
 
@@ -142,9 +141,9 @@ impl Store {
                 .and_then(|()| copy_directory_attributes(below, &disk.path(&diff)))
                 .context("completing", &diff)?;
         }
-        disk.write_synced(dir.join("link"), link_id.as_str().as_bytes(), 0o644)?;
+        disk.write(dir.join("link"), link_id.as_str().as_bytes(), 0o644)?;
         if let Some(lower) = lower {
-            disk.write_synced(dir.join("lower"), lower.as_bytes(), 0o644)?;
+            disk.write(dir.join("lower"), lower.as_bytes(), 0o644)?;
             disk.make_dir(dir.join("work"), 0o700)?;
         }
         let link = transaction.join(format!("{name}.l"));
@@ -157,26 +156,23 @@ impl Store {
         })
     }
 
-    /// Of each directory what is in it, then it. Not the whole file system: another's load may be under way.
-    fn sync_staged(&self, transaction: &Transaction, staged: &[&Staged]) -> Result<()> {
-        for dir in staged.iter().map(|staged| &staged.dir) {
-            let mut todo = vec![dir.clone()];
-            while let Some(dir) = todo.pop() {
-                for name in layout::names(self.disk(), &dir)? {
-                    let path = dir.join(name);
-                    if self
-                        .disk()
-                        .path(&path)
-                        .symlink_metadata()
-                        .is_ok_and(|m| m.is_dir())
-                    {
-                        todo.push(path);
-                    }
+    /// Notes all files that have content, and all directories, of a tree in the making to be synced.
+    fn sync_tree_later(&self, transaction: &mut Transaction, tree: &Path) -> Result<()> {
+        let mut todo = vec![tree.to_owned()];
+        while let Some(dir) = todo.pop() {
+            for name in layout::names(self.disk(), &dir)? {
+                let path = dir.join(name);
+                let metadata = self.disk().path(&path).symlink_metadata();
+                let metadata = metadata.context("looking at", &path)?;
+                if metadata.is_dir() {
+                    todo.push(path);
+                } else if metadata.is_file() && metadata.len() > 0 {
+                    transaction.sync_later(path);
                 }
-                self.disk().sync_dir(&dir)?;
             }
+            transaction.sync_later(dir);
         }
-        self.disk().sync_dir(transaction.join(""))
+        Ok(())
     }
 
     /// The name that was asked for, unless another container has it; or one that nobody has.
@@ -224,16 +220,15 @@ impl Store {
             ("parent", parent.as_ref()),
         ] {
             if let Some(text) = text {
-                disk.write_synced(record.join(name), text.as_bytes(), 0o644)?;
+                disk.write(record.join(name), text.as_bytes(), 0o644)?;
             }
         }
-        disk.sync_dir(&record)?;
-        let below = staged.first().map(|staged| staged.dir.clone());
-        if let Some(below) = below {
-            disk.write(below.join("committed"), b"", 0o600)?;
-            disk.sync_dir(below)?;
+        self.sync_tree_later(transaction, &record)?;
+        if let Some(below) = staged.first() {
+            disk.write(below.dir.join("committed"), b"", 0o600)?;
         }
         for staged in &staged {
+            self.sync_tree_later(transaction, &staged.dir)?;
             transaction.place(&staged.dir, layout::container_dir(&staged.name));
         }
         for staged in &staged {
@@ -246,7 +241,6 @@ impl Store {
             }
         }
         transaction.place_file(&notes, 0o600, layout::container_notes(&container.id))?;
-        disk.sync_dir(transaction.join(Path::new("")))?;
         transaction.place(record, layout::mount_record(&container.id));
         Ok(())
     }

@@ -2,20 +2,27 @@
 //! in for all of them, and upper has only the names that were used.
 //!
 //! Their other names are found by looking at every file of the layers below that has several. That is done only
-//! when the index has files at all.
+//! when the index has files at all. A file gets there also when one of its names is removed: as long as nothing was
+//! written to it and no name in upper leads to it, its other names are those of the lower file still.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::merged::{Explorer, Found};
+use super::attrs::{Attributes, Reader};
+use super::merged::{At, Explorer, Found};
 use super::{Failure, UpperLayers};
 use crate::format::handle::OverlayHandle;
 use crate::format::whiteout::is_whiteout_device;
 use crate::sys::handle::{fs_uuid, name_to_handle_at};
+
+/// Bytes that are compared at once.
+const CHUNK: usize = 64 << 10;
 
 /// An inode: device and number.
 type Inode = (u64, u64);
@@ -32,9 +39,21 @@ pub(super) struct Links {
 
 /// One layer that is being searched.
 struct Search<'a> {
+    reader: &'a Reader<'a>,
+    index: BorrowedFd<'a>,
     indexed: &'a BTreeSet<Vec<u8>>,
     uuid: [u8; 16],
-    found: Vec<(Inode, Vec<u8>, Vec<Vec<u8>>)>,
+    found: Vec<Name>,
+}
+
+/// A name of a lower file that another stands in for.
+struct Name {
+    inode: Inode,
+    /// The name of that in `work/index`.
+    hex: Vec<u8>,
+    path: Vec<Vec<u8>>,
+    /// What stands in for it differs, or has names in upper.
+    is_changed: bool,
 }
 
 impl Links {
@@ -49,17 +68,22 @@ impl Links {
         }
         for lower in &layers.lowers {
             let mut search = Search {
+                reader: explorer.reader(),
+                index: index.as_fd(),
                 indexed: &indexed,
                 uuid: fs_uuid(lower.as_fd())?.unwrap_or_default(),
                 found: Vec::new(),
             };
             search.directory(lower.as_fd(), &mut Vec::new())?;
-            for (inode, hex, path) in search.found {
-                let names: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-                if shows(explorer, &names, inode)? && explorer.upper_lets_show(&names)? {
-                    links.stand_in_at(&path);
+            for name in search.found {
+                let path: Vec<&[u8]> = name.path.iter().map(Vec::as_slice).collect();
+                if name.is_changed
+                    && shows(explorer, &path, name.inode)?
+                    && explorer.upper_lets_show(&path)?
+                {
+                    links.stand_in_at(&name.path);
                 }
-                links.by_inode.insert(inode, hex);
+                links.by_inode.insert(name.inode, name.hex);
             }
         }
         Ok(links)
@@ -163,10 +187,63 @@ impl Search<'_> {
             .index_name()
             .into_bytes();
             if self.indexed.contains(&hex) {
-                let full = path.iter().cloned().chain([name]).collect();
-                self.found.push(((stat.st_dev, stat.st_ino), hex, full));
+                let is_changed = self.is_changed(&hex, (dir, &name))?;
+                self.found.push(Name {
+                    inode: (stat.st_dev, stat.st_ino),
+                    hex,
+                    path: path.iter().cloned().chain([name]).collect(),
+                    is_changed,
+                });
             }
         }
         Ok(())
+    }
+
+    fn is_changed(&self, hex: &[u8], lower: At<'_>) -> Result<bool, Failure> {
+        let now = self.reader.read(self.index, hex)?;
+        if now.stat.st_nlink > 1 {
+            return Ok(true);
+        }
+        let before = self.reader.read(lower.0, lower.1)?;
+        let of = |a: &Attributes| (a.file_type, a.mode, a.uid, a.gid, a.mtime, a.device);
+        if of(&now) != of(&before) || now.xattrs != before.xattrs {
+            return Ok(true);
+        }
+        match now.file_type {
+            libc::S_IFREG if !now.metacopy => Ok(now.stat.st_size != before.stat.st_size
+                || !has_same_content((self.index, hex), lower)?),
+            libc::S_IFLNK => Ok(target(self.index, hex)? != target(lower.0, lower.1)?),
+            _ => Ok(false),
+        }
+    }
+}
+
+fn target(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Failure> {
+    let target = rustix::fs::readlinkat(dir, OsStr::from_bytes(name), Vec::new())?;
+    Ok(target.into_bytes())
+}
+
+/// Whether two files of the same size have the same bytes.
+fn has_same_content(one: At<'_>, other: At<'_>) -> Result<bool, Failure> {
+    let open = |(dir, name): At<'_>| -> Result<_, Failure> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?;
+        Ok(BufReader::with_capacity(CHUNK, File::from(file)))
+    };
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    loop {
+        let (a, b) = (
+            one.fill_buf().map_err(Failure::Read)?,
+            other.fill_buf().map_err(Failure::Read)?,
+        );
+        let common = a.len().min(b.len());
+        if common == 0 {
+            return Ok(a.len() == b.len());
+        }
+        if a.get(..common) != b.get(..common) {
+            return Ok(false);
+        }
+        one.consume(common);
+        other.consume(common);
     }
 }

@@ -353,7 +353,9 @@ impl<'a> Explorer<'a> {
             return visitor.leaf(path, lower, lower, &attributes, base);
         };
         let from = (index.as_fd(), stand_in);
-        let attributes = self.reader.read(from.0, from.1)?;
+        let mut attributes = self.reader.read(from.0, from.1)?;
+        // Of its names only those in upper are counted there.
+        attributes.stat.st_nlink = attributes.stat.st_nlink.max(2);
         let data = if attributes.metacopy { lower } else { from };
         visitor.leaf(path, from, data, &attributes, base)
     }
