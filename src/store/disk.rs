@@ -229,10 +229,20 @@ impl Disk {
         std::thread::scope(|scope| {
             let mut shares = paths.chunks(share);
             let first = shares.next().unwrap_or_default();
-            let others: Vec<_> = shares
-                .map(|share| scope.spawn(move || sync(share)))
-                .collect();
-            let mut result = sync(first);
+            let mut others = Vec::new();
+            let mut result = Ok(());
+            for share in shares {
+                let thread = std::thread::Builder::new();
+                match thread.spawn_scoped(scope, move || sync(share)) {
+                    Ok(other) => others.push(other),
+                    // A process whose children are to be in another process namespace can have no threads.
+                    Err(error) => {
+                        tracing::debug!(%error, "syncing one after another");
+                        result = result.and(sync(share));
+                    }
+                }
+            }
+            result = result.and(sync(first));
             for other in others {
                 let gone = || io::Error::other("a thread that syncs has panicked");
                 let synced = other

@@ -1,12 +1,15 @@
 //! Images made of containers, and their trees as archives.
 
 use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::builder::{Image, Layer};
 use crate::images::{busybox, create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure, expect_success};
-use crate::support::{assert_digests_equal, tree_digest};
+use crate::support::{Scratch, assert_digests_equal, require_program, rovl_bin, tree_digest};
 
 fn config_of(store: &TestStore, image: &str) -> Value {
     let id = store.json(&["image", "inspect", image])[0]["Id"].clone();
@@ -208,4 +211,64 @@ fn a_live_container_can_be_committed() {
     );
     assert_eq!(store.json(&["container", "ls", "--json"]), json!([]));
     store.assert_clean();
+}
+
+/// Files of the large image.
+const FILES: usize = 90_000;
+/// What of podman's time a commit may take.
+const SHARE: f64 = 0.1;
+
+fn large() -> Image {
+    let mut layer = Layer::new();
+    for n in 0..FILES {
+        if n % 300 == 0 {
+            layer = layer.dir(&format!("d{}/", n / 300));
+        }
+        layer = layer.file(&format!("d{}/f{n}", n / 300), b"some content");
+    }
+    Image::new("large:1", vec![layer.build()])
+}
+
+fn change_ten_files(tree: &Path) {
+    for n in 0..10 {
+        fs::write(tree.join(format!("d{n}/f{}", n * 300)), "changed").unwrap();
+    }
+}
+
+fn timed(run: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    run();
+    start.elapsed()
+}
+
+/// podman has the same image, and rovl as its mount program, with which it is faster than with fuse-overlayfs. It
+/// takes half a minute, so it does it once.
+#[test]
+fn a_commit_takes_a_tenth_of_podman_s_time() {
+    require_program("podman");
+    let (store, archive) = store_with(&large());
+    create(&store, &["--name", "one", "large:1"]);
+    change_ten_files(&mount(&store, &["one"]));
+    umount(&store, "one");
+    let commit =
+        |n| timed(|| drop(store.run(&["container", "commit", "one", &format!("ours:{n}")])));
+    let ours = (0..3).map(commit).min().unwrap();
+
+    let scratch = Scratch::new();
+    let option = format!("overlay.mount_program={}", rovl_bin().display());
+    let podman = |args: &[&str]| {
+        crate::random::podman(&scratch, &[&["--storage-opt", &option], args].concat())
+    };
+    podman(&["load", "-q", "-i", archive.to_str().unwrap()]);
+    podman(&["create", "--name", "one", "large:1", "true"]);
+    change_ten_files(Path::new(&podman(&["mount", "one"])));
+    podman(&["umount", "one"]);
+    let theirs = timed(|| drop(podman(&["commit", "-q", "one", "theirs:1"])));
+    podman(&["rm", "-af"]);
+    let share = ours.as_secs_f64() / theirs.as_secs_f64();
+    eprintln!("commit: rovl {ours:?}, podman {theirs:?}: {share:.4}");
+    assert!(
+        share <= SHARE,
+        "{ours:?} is {share:.4} of podman's {theirs:?}"
+    );
 }

@@ -1,6 +1,7 @@
 //! Containers come and go: the layout on disk, names, ids, and what keeps what from being removed.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::builder::{Image, Layer};
 use crate::images::{create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure};
+use crate::support::Scratch;
 
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
@@ -174,7 +176,24 @@ fn names_are_forgotten_with_our_index_and_containers_are_not() {
     store.assert_clean();
 }
 
-/// The median of several, since other tests run at the same time.
+/// How long a container may take to be made.
+const LIMIT: Duration = Duration::from_millis(20);
+/// How many flushes of the disk that is, where those alone take longer.
+const FLUSHES: u32 = 10;
+
+/// A file written and flushed, at best.
+fn flush_time(scratch: &Scratch) -> Duration {
+    let flush = |n: u32| {
+        let start = Instant::now();
+        let mut file = fs::File::create(scratch.join(format!("flushed{n}"))).unwrap();
+        file.write_all(b"some").unwrap();
+        file.sync_all().unwrap();
+        start.elapsed()
+    };
+    (0..20).map(flush).min().unwrap()
+}
+
+/// The best of several, since other tests run at the same time.
 #[test]
 fn a_container_is_made_in_no_time_whatever_the_image() {
     let mut layers = vec![Layer::new().dir("d/")];
@@ -185,15 +204,17 @@ fn a_container_is_made_in_no_time_whatever_the_image() {
     let mut built: Vec<Vec<u8>> = layers.into_iter().map(Layer::build).collect();
     built.extend((0..40).map(|n| Layer::new().file(&format!("l{n}"), b"").build()));
     let (store, _) = store_with(&Image::new("large:1", built));
-    let mut times: Vec<Duration> = (0..9)
-        .map(|_| {
-            let start = Instant::now();
-            create(&store, &["large:1"]);
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    eprintln!("container create: {times:?}");
-    // 20 ms on an idle machine; this one may be anything but idle.
-    assert!(times[0] < Duration::from_millis(100), "{times:?}");
+    let limit = LIMIT.max(FLUSHES * flush_time(&store.scratch));
+    let mut best = Duration::MAX;
+    for _ in 0..100 {
+        let start = Instant::now();
+        let id = create(&store, &["large:1"]);
+        best = best.min(start.elapsed());
+        if best < limit {
+            break;
+        }
+        store.run(&["container", "rm", &id]);
+    }
+    eprintln!("container create: {best:?} of {limit:?}");
+    assert!(best < limit, "{best:?} of {limit:?}");
 }

@@ -287,7 +287,8 @@ fn check_umoci(store: &TestStore, case: &Case, layout: &Path) {
     case.assert_shown_by(&rootfs, "umoci");
 }
 
-fn podman(scratch: &Scratch, args: &[&str]) -> String {
+/// podman with its storage in `scratch`.
+pub fn podman(scratch: &Scratch, args: &[&str]) -> String {
     let output = Command::new("podman")
         .arg("--root")
         .arg(scratch.join("root"))
