@@ -5,15 +5,20 @@
 //! user's command with sub-ids runs as a child process in a new namespace, mapped by its parent, and without them
 //! in a namespace that it maps itself. Neither needs to be told to the other but by /proc: the parent sees that the
 //! child has its own namespace, the child sees that it has its map.
+//!
+//! What the child mounts where the user sees it, the parent mounts for it ([`agent`]). A daemon that stays has its
+//! agent stay with it: one more process of the same program, outside of the namespace.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
@@ -21,7 +26,8 @@ use super::{FAILED, Failure};
 use crate::fuse::mount::agent;
 use crate::overlay::IdMap;
 use crate::sys::process::{
-    block_signals, inherited_fd, unblock_signals, unblock_signals_in, wait_signal_sender,
+    block_signals, inherited_fd, start_session_in, unblock_signals, unblock_signals_in,
+    wait_signal_sender,
 };
 
 /// Set for the child that is to be in a namespace of its own.
@@ -29,6 +35,10 @@ const MARK: &str = "ROVL_USERNS";
 /// Who maps the child's ids.
 const PARENT: &str = "parent";
 const ITSELF: &str = "itself";
+/// It is no child, but the agent that stays with one.
+const AGENT: &str = "agent";
+/// Set for the agent: where the daemon's tree is mounted.
+const MOUNTED: &str = "ROVL_MOUNTED";
 /// See [`is_own`].
 static IS_OWN: AtomicBool = AtomicBool::new(false);
 /// SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCHLD.
@@ -53,7 +63,7 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
         return Ok(None);
     }
     if let Ok(mark) = std::env::var(MARK) {
-        return begin_child(&mark).map(|()| None);
+        return begin_child(&mark);
     }
     if let Some((uids, gids)) = sub_ids()
         && let Some(code) = run_in_child(args, Some((uids, gids)))?
@@ -63,10 +73,14 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     run_in_child(args, None)
 }
 
-/// The child's part. `mark`: the descriptor of the socket to its parent, and who maps.
-fn begin_child(mark: &str) -> Result<(), Failure> {
+/// The child's part. `mark`: the descriptor of the socket to its parent, and who maps. `Some`: it was the agent's.
+fn begin_child(mark: &str) -> Result<Option<ExitCode>, Failure> {
     let (socket, mapped_by) = mark.split_once(' ').unwrap_or((mark, ""));
     if let Some(socket) = socket.parse().ok().and_then(|n| inherited_fd(n).ok()) {
+        if mapped_by == AGENT {
+            agent::stay(socket.as_fd(), std::env::var_os(MOUNTED).map(PathBuf::from));
+            return Ok(Some(ExitCode::SUCCESS));
+        }
         agent::use_agent(socket);
     }
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
@@ -75,10 +89,10 @@ fn begin_child(mark: &str) -> Result<(), Failure> {
         wait_for_map()?;
     } else if let Err(error) = map_own_id() {
         tracing::debug!(%error, "no user namespace: going on as a plain user");
-        return Ok(());
+        return Ok(None);
     }
     IS_OWN.store(true, Ordering::Relaxed);
-    Ok(())
+    Ok(None)
 }
 
 /// Whether this process is in a user namespace that was made for it here.
@@ -151,19 +165,48 @@ fn run_in_child(
         unblock_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
         return Ok(None);
     }
-    // Ends with the last process that has the other end, or with this one.
-    std::thread::spawn(move || {
-        if let Err(error) = agent::serve(ours.as_fd()) {
-            tracing::debug!(%error, "nobody is left to mount for");
-        }
+    let (stopped, stop) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let serving = std::thread::spawn(move || {
+        let mounted = agent::serve(ours.as_fd(), Some(stopped.as_fd()), None);
+        mounted.map(|mounted| (ours, mounted))
     });
     let status = attend(&mut child).map_err(failed)?;
+    drop(stop);
+    if let Ok(Ok((socket, Some(mounted)))) = serving.join()
+        && let Err(error) = leave_agent(args, &socket, &mounted)
+    {
+        super::warn(&format!(
+            "a signal will not unmount {}: {error}",
+            mounted.display()
+        ));
+    }
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
         (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(FAILED),
         (None, None) => FAILED,
     };
     Ok(Some(ExitCode::from(code)))
+}
+
+/// Starts the agent that stays with a daemon. It shows the same arguments as the daemon.
+fn leave_agent(args: &[OsString], socket: &OwnedFd, mounted: &Path) -> std::io::Result<()> {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = args.first() {
+        command.arg0(name);
+    }
+    rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+    command
+        .args(args.iter().skip(1))
+        .env(MARK, format!("{} {AGENT}", socket.as_raw_fd()))
+        .env(MOUNTED, mounted)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    start_session_in(&mut command);
+    unblock_signals_in(&mut command);
+    command.spawn().map(drop)
 }
 
 /// A socket between this process and its child, whose end the child inherits.

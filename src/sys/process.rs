@@ -137,6 +137,15 @@ pub fn unblock_signals_in(command: &mut std::process::Command) {
     }
 }
 
+/// Lets the child start in a session of its own, without a terminal that could end it.
+pub fn start_session_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: setsid is safe to be called between fork and exec, and nothing else is.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?));
+    }
+}
+
 /// Sets the umask of the process and returns the one before.
 pub fn set_umask(mode: u32) -> u32 {
     rustix::process::umask(Mode::from_raw_mode(mode & 0o777)).as_raw_mode()

@@ -187,6 +187,44 @@ fn a_user_with_sub_ids_has_containers() {
     assert_eq!(auto, "y\n");
 }
 
+/// The processes of the mount of `one`: the daemon, and the agent that stays with it; and the daemon alone.
+const PROCESSES: &str = "all() { pgrep -u $(id -u) -f '^[^ ]*rovl container mount one'; }; \
+     daemon() { for p in $(all); do ls -l /proc/$p/fd | grep -q /dev/fuse && echo $p; done; }; ";
+
+#[test]
+fn a_signal_to_a_user_s_daemon_leaves_nothing() {
+    for (tag, with_sub_ids) in [("t", true), ("u", false)] {
+        let user = User::new(tag, with_sub_ids);
+        user.text("$ROVL image load -q a.tar; $ROVL container create --name one busybox:1");
+        for (signal, is_busy) in [
+            ("TERM", false),
+            ("TERM", true),
+            ("INT", false),
+            ("KILL", false),
+        ] {
+            let hold = if is_busy {
+                "(cd $tree; exec sleep 1) &"
+            } else {
+                ""
+            };
+            let listed = user.text(&format!(
+                "{PROCESSES} tree=$($ROVL container mount one); echo {signal} > $tree/x; sync $tree/x; {hold} \
+                 kill -{signal} $(daemon); for i in $(seq 100); do all >/dev/null || break; sleep 0.1; done; wait; \
+                 $ROVL container mount | grep -c one || true; $ROVL container ls | grep -c created; \
+                 tree=$($ROVL container mount one); cat $tree/x; $ROVL container umount one; \
+                 for i in $(seq 100); do all >/dev/null || exit 0; sleep 0.1; done; exit 1",
+            ));
+            assert_eq!(
+                listed,
+                format!("0\n1\n{signal}\none\n"),
+                "{signal}, busy: {is_busy}"
+            );
+            assert_not_mounted(&user.home());
+        }
+        user.text("$ROVL container rm one; $ROVL store fsck");
+    }
+}
+
 #[test]
 fn a_user_with_one_id_has_containers() {
     let user = User::new("o", false);

@@ -4,15 +4,19 @@
 //! sees it any more: it is not root of the namespace that owns the mounts, and `fusermount3` has no set-id powers
 //! there. Its parent has stayed outside, and runs `fusermount3` for it. They talk over a socket: a request of three
 //! strings, and a byte for an answer, 0 and the descriptor of /dev/fuse, or 1 and the reason.
+//!
+//! The daemon that serves a tree needs it as long as it lives, to unmount on a signal; and when it is killed, nobody
+//! else is there to take away what is dead. So the one who mounted stays until the other end is closed.
 
 use std::ffi::OsStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -76,27 +80,70 @@ pub(super) fn ask(order: Order<'_>) -> Option<Result<Option<OwnedFd>, String>> {
     }
 }
 
-/// The agent's part: serves until the other end is closed.
-pub fn serve(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+/// The agent's part: serves until the other end is closed, or `stop` is. Returns where it has mounted something, last
+/// and not unmounted since; a command mounts one tree.
+pub fn serve(
+    socket: BorrowedFd<'_>,
+    stop: Option<BorrowedFd<'_>>,
+    mut mounted: Option<PathBuf>,
+) -> Result<Option<PathBuf>, Errno> {
     let mut message = vec![0; MAX_MESSAGE];
     loop {
+        if is_stopped(socket, stop)? {
+            return Ok(mounted);
+        }
         let (_, length) = rustix::net::recv(socket, message.as_mut_slice(), RecvFlags::empty())?;
         if length == 0 {
-            return Ok(());
+            return Ok(mounted);
         }
         let request = message.get(..length).unwrap_or_default();
         let mut words = request.splitn(3, |byte| *byte == 0).map(OsStr::from_bytes);
         let (verb, options, target) = (words.next(), words.next(), words.next());
-        let done = match (verb.map(OsStr::as_bytes), options, target) {
+        let done = match (verb.map(OsStr::as_bytes), options, target.map(Path::new)) {
             (Some(b"mount"), Some(options), Some(target)) => {
-                run_fusermount(options, Path::new(target))
+                run_fusermount(options, target).inspect(|_| mounted = Some(target.to_owned()))
             }
             (Some(b"umount"), Some(words), Some(target)) => {
-                unmount_by_helper(Path::new(target), words == "lazy").map(|()| None)
+                unmount_by_helper(target, words == "lazy").map(|()| {
+                    mounted.take_if(|path| path == target);
+                    None
+                })
             }
             _ => Err("a request that can't be understood".into()),
         };
         answer(socket, done)?;
+    }
+}
+
+/// Waits for a request. `true`: `stop` was closed, and there is none.
+fn is_stopped(socket: BorrowedFd<'_>, stop: Option<BorrowedFd<'_>>) -> Result<bool, Errno> {
+    let Some(stop) = stop else { return Ok(false) };
+    let mut fds = [
+        PollFd::from_borrowed_fd(socket, PollFlags::IN),
+        PollFd::from_borrowed_fd(stop, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) => break,
+        }
+    }
+    let [request, stop] = fds;
+    Ok(request.revents().is_empty() && !stop.revents().is_empty())
+}
+
+/// Serves until the daemon has ended. Takes away what it has left, if it died before it could.
+pub fn stay(socket: BorrowedFd<'_>, mounted: Option<PathBuf>) {
+    let left = serve(socket, None, mounted).unwrap_or_else(|error| {
+        tracing::debug!(%error, "nobody is left to mount for");
+        None
+    });
+    let Some(target) = left else { return };
+    if rustix::fs::stat(&target).err() == Some(Errno::NOTCONN)
+        && let Err(error) = unmount_by_helper(&target, true)
+    {
+        tracing::debug!(%error, "a dead mount stays");
     }
 }
 
