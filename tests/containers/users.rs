@@ -216,7 +216,7 @@ fn a_signal_to_a_user_s_daemon_leaves_nothing() {
             ));
             assert_eq!(
                 listed,
-                format!("0\n1\n{signal}\none\n"),
+                format!("0\n1\n{signal}\n"),
                 "{signal}, busy: {is_busy}"
             );
             assert_not_mounted(&user.home());
