@@ -71,6 +71,7 @@ mod answer;
 mod channel;
 mod crew;
 mod filesystem;
+mod idle;
 mod ioctl;
 pub mod mount;
 mod opens;
@@ -89,6 +90,8 @@ use crate::overlay::Overlay;
 use crate::sys::process::has_cap_sys_admin_in_init_ns;
 use channel::{Device, Notifier};
 use crew::Crew;
+pub use idle::IdlePolling;
+use idle::Wakefulness;
 use passthrough::Paths;
 use service::Filesystem;
 use wire::abi::init::{OVER_IO_URING, PASSTHROUGH};
@@ -134,6 +137,8 @@ pub struct SessionOptions {
     pub passthrough: Passthrough,
     /// Whether requests come over io_uring.
     pub io_uring: IoUring,
+    /// Whether idle CPUs poll while clients are at work.
+    pub idle_polling: IdlePolling,
     /// Largest write, in bytes.
     pub max_write: u32,
     /// Nothing can be changed.
@@ -245,7 +250,7 @@ fn serve(
     workers: Vec<uring::Worker>,
 ) -> io::Result<()> {
     let threads = filesystem.options.threads.max(1);
-    let crew = Crew::new();
+    let crew = Crew::new(Wakefulness::new(filesystem.options.idle_polling));
     let crew = &crew;
     std::thread::scope(|scope| {
         let mut others = Vec::new();

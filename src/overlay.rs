@@ -64,7 +64,7 @@ pub use create::{Caller, NewNode};
 pub use file::WriteHow;
 pub use metadata::{FsStat, Unprivileged};
 pub use node::{Node, ROOT_ID};
-pub use open::OpenError;
+pub use open::{CACHED_DESCRIPTORS, OpenError};
 pub use readdir::ListedEntry;
 pub use refresh::KnownName;
 pub use rename::RenameMode;

@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::fuse::{IoUring, Passthrough};
+use crate::fuse::{IdlePolling, IoUring, Passthrough};
 use crate::overlay::{IdMap, RedirectDir, Uuid, Xino};
 
 pub use lists::ListError;
@@ -115,6 +115,8 @@ pub struct MountOptions {
     pub writeback: Option<bool>,
     /// Reads and writes bypass the daemon.
     pub passthrough: Option<Passthrough>,
+    /// Whether idle CPUs poll while clients are at work.
+    pub idle_polling: Option<IdlePolling>,
     /// Bytes in one write request.
     pub max_write: Option<u32>,
     /// Bytes in one read request.
@@ -171,6 +173,7 @@ impl Default for MountOptions {
             timeout: None,
             writeback: None,
             passthrough: None,
+            idle_polling: None,
             max_write: None,
             max_read: None,
             clone_fd: None,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::options::{Dialect, MountOptions};
 use crate::fuse::mount::MountRequest;
-use crate::fuse::{IoUring, Passthrough, SessionOptions};
+use crate::fuse::{IdlePolling, IoUring, Passthrough, SessionOptions};
 use crate::overlay::{Config, IdOptions, UpperDirs, XattrPermissions};
 
 /// Bytes in one write request: the most that FUSE has.
@@ -135,6 +135,7 @@ fn session(
         // See `fuse`, "Data paths".
         writeback: options.writeback.unwrap_or(false),
         passthrough,
+        idle_polling: options.idle_polling.unwrap_or(IdlePolling::Auto),
         max_write: options
             .max_write
             .unwrap_or(MAX_WRITE)

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::idle::Wakefulness;
+
 /// How often the deputy looks.
 const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a request after which the deputy sleeps until the next one comes.
@@ -52,6 +54,8 @@ struct Off {
     called: usize,
     /// The mount is over.
     over: bool,
+    /// What the deputy's ticks keep awake.
+    awake: Option<Wakefulness>,
 }
 
 /// Why a thread rests no more.
@@ -66,13 +70,17 @@ pub(super) enum Back {
 }
 
 impl Crew {
-    pub(super) fn new() -> Crew {
+    pub(super) fn new(awake: Option<Wakefulness>) -> Crew {
+        let off = Off {
+            awake,
+            ..Off::default()
+        };
         Crew {
             watched: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             backlog: AtomicU32::new(BACKLOG),
-            off: Mutex::default(),
+            off: Mutex::new(off),
             bench: Condvar::new(),
             post: Condvar::new(),
         }
@@ -149,6 +157,9 @@ impl Crew {
             off.has_deputy = true;
             let back = self.stand_in(&mut off);
             off.has_deputy = false;
+            if off.resting == 0 {
+                off.keep_awake(None);
+            }
             // Somebody else is the deputy from here on.
             self.bench.notify_one();
             return back;
@@ -165,6 +176,7 @@ impl Crew {
             if idle < IDLE_TICKS {
                 self.post.wait_for(off, TICK);
             } else {
+                off.keep_awake(None);
                 self.asleep.store(true, Ordering::SeqCst);
                 if self.watched.load(Ordering::SeqCst) {
                     self.post.wait(off);
@@ -175,6 +187,7 @@ impl Crew {
                 continue;
             }
             let taken = self.taken.load(Ordering::Relaxed);
+            off.keep_awake(Some(taken.wrapping_sub(seen)));
             if taken != seen {
                 (seen, idle) = (taken, 0);
             } else if self.watched.load(Ordering::SeqCst) {
@@ -187,6 +200,15 @@ impl Crew {
 }
 
 impl Off {
+    /// So many requests came since the last tick; `None`: nobody counts them.
+    fn keep_awake(&mut self, requests: Option<u64>) {
+        match (&mut self.awake, requests) {
+            (Some(awake), Some(requests)) => awake.tick(requests),
+            (Some(awake), None) => awake.rest(),
+            (None, _) => {}
+        }
+    }
+
     fn reason(&mut self) -> Option<Back> {
         if self.over {
             return Some(Back::Over);
@@ -220,7 +242,7 @@ mod tests {
 
     #[test]
     fn one_thread_watches() {
-        let crew = Crew::new();
+        let crew = Crew::new(None);
         assert!(crew.take_watch());
         assert!(!crew.take_watch());
         crew.leave_watch();
@@ -229,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_deputy_comes_when_the_others_are_busy() {
-        let crew = Arc::new(Crew::new());
+        let crew = Arc::new(Crew::new(None));
         assert!(crew.take_watch());
         let of_deputy = Arc::clone(&crew);
         let deputy = thread::spawn(move || of_deputy.rest());
@@ -241,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_call_brings_one_thread_and_the_end_all() {
-        let crew = Arc::new(Crew::new());
+        let crew = Arc::new(Crew::new(None));
         assert!(crew.take_watch());
         let threads: Vec<_> = (0..4)
             .map(|_| {
@@ -261,7 +283,7 @@ mod tests {
 
     #[test]
     fn help_that_finds_nothing_is_called_less_often() {
-        let crew = Crew::new();
+        let crew = Crew::new(None);
         for _ in 0..20 {
             crew.helped(false);
         }
@@ -274,7 +296,7 @@ mod tests {
 
     #[test]
     fn nobody_is_called_who_is_not_there() {
-        let crew = Crew::new();
+        let crew = Crew::new(None);
         crew.took(BACKLOG);
         assert_eq!(crew.off.lock().called, 0);
     }

@@ -163,6 +163,11 @@ impl Filesystem {
             None => "cached",
         };
         map.insert("data_path".into(), path.into());
+        let transport = match self.agreed.has(init::OVER_IO_URING) {
+            true => "io_uring",
+            false => "device",
+        };
+        map.insert("transport".into(), transport.into());
         for (name, count) in self.counts.seen() {
             map.insert(format!("requests_{name}"), count.into());
         }

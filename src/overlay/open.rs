@@ -23,6 +23,11 @@ use crate::sys::fs as sysfs;
 use crate::sys::handle::{fs_uuid, name_to_handle_at, open_by_handle_at};
 use crate::sys::xattr::{self, SetFlags};
 
+/// Descriptors that an overlay keeps open to be faster, and as many of files without a name.
+const MOST_CACHED: usize = 4096;
+/// Descriptors that a process with one overlay has open at most, about.
+pub const CACHED_DESCRIPTORS: u32 = 2 * MOST_CACHED as u32;
+
 /// Why a mount could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -170,8 +175,8 @@ impl Overlay {
             upper,
             nodes: NodeTable::new(),
             root: Arc::new(root),
-            fds: FdCache::new((spare / 2).min(4096)),
-            pins: PinBudget::new((spare / 3).min(4096)),
+            fds: FdCache::new((spare / 2).min(MOST_CACHED)),
+            pins: PinBudget::new((spare / 3).min(MOST_CACHED)),
             listings: ListingCache::new(),
             unlinked_lowers: dashmap::DashMap::new(),
             mtimes: dashmap::DashMap::new(),

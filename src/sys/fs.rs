@@ -218,6 +218,18 @@ pub fn raise_nofile() -> Result<u64, Errno> {
     Ok(hard)
 }
 
+/// Has the kernel make the table of descriptors as large as `count` of them need, `fd` being any. The table grows
+/// otherwise by doubling, and in a process with threads each time waits until no CPU looks at the old one
+/// (fs/file.c, `expand_fdtable`): tens of milliseconds, in which the request that needed the descriptor waits. To be
+/// called before there are threads.
+///
+/// # Errors
+/// `EINVAL` when `count` is beyond the limit on open files; `ENOMEM`.
+pub fn make_room_for_descriptors(fd: BorrowedFd<'_>, count: u32) -> Result<(), Errno> {
+    let last = i32::try_from(count.saturating_sub(1)).map_err(|_| Errno::INVAL)?;
+    rustix::io::fcntl_dupfd_cloexec(fd, last).map(drop)
+}
+
 /// The inode's flags (`FS_*_FL`, as `lsattr` shows); `None` where the file system has none.
 ///
 /// # Errors
@@ -396,6 +408,20 @@ mod tests {
         assert_eq!(now.current.unwrap_or(u64::MAX), soft);
         assert_eq!(now.current, now.maximum);
         assert_eq!(raise_nofile(), Ok(soft));
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_descriptors_as_the_limit_allows() {
+        let tmp = scratch();
+        let dir = fd(tmp.path(), OFlags::PATH);
+        raise_nofile().unwrap();
+        make_room_for_descriptors(dir.as_fd(), 1 << 13).unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|l| l.strip_prefix("FDSize:"));
+        let size: u32 = size.unwrap().trim().parse().unwrap();
+        assert!(size >= 1 << 13, "{size}");
+        let beyond = make_room_for_descriptors(dir.as_fd(), u32::MAX);
+        assert_eq!(beyond, Err(Errno::INVAL));
     }
 
     #[test]

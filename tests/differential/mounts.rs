@@ -147,6 +147,16 @@ pub fn subject(subject: &Subject, dirs: &Dirs, extra: &str) -> Made<Mounted> {
             "{command:?} says that it mounted, but nothing is mounted"
         ));
     }
+    let through_ring = |path: &Path| {
+        let said = Command::new(path).arg("stat").arg(&dirs.merged).output();
+        said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("io_uring"))
+    };
+    if let Subject::Rovl(path) = subject
+        && std::env::var("ROVL_TEST_OPTIONS").is_ok_and(|more| more.contains("io_uring=on"))
+        && !through_ring(path)
+    {
+        return Err("requests don't come over io_uring".into());
+    }
     Ok(Mounted {
         path: dirs.merged.clone(),
         subject: Some(subject.clone()),

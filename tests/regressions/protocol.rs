@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
@@ -390,4 +391,44 @@ fn requests_come_over_io_uring_where_the_kernel_offers_it_and_through_the_device
     }
     assert_eq!(ring_threads(&mounted), 0);
     assert!(!mounted.path("dir3").exists());
+}
+
+/// Microseconds that an idle CPU may take to wake up, as the machine's processes together want it.
+fn wake_up_latency() -> i32 {
+    let mut wanted = [0; 4];
+    let mut wishes = File::open("/dev/cpu_dma_latency").unwrap();
+    wishes.read_exact(&mut wanted).unwrap();
+    i32::from_ne_bytes(wanted)
+}
+
+#[test]
+fn idle_cpus_stay_awake_while_a_client_works_and_no_longer() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(1);
+    let mounted = subject().mount(&layers, &["idle_polling=on", "timeout=0"]);
+    let file = mounted.path("file");
+    fs::write(&file, "x").unwrap();
+    let start = Instant::now();
+    let patience = Duration::from_secs(30);
+    // Others on this machine may want it too, but not all the time.
+    while wake_up_latency() == 0 {
+        assert!(start.elapsed() < patience, "CPUs never sleep");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let start = Instant::now();
+    while wake_up_latency() != 0 {
+        assert!(
+            start.elapsed() < patience,
+            "CPUs sleep while a client works"
+        );
+        for _ in 0..500 {
+            fs::symlink_metadata(&file).unwrap();
+        }
+    }
+    let start = Instant::now();
+    while wake_up_latency() == 0 {
+        assert!(start.elapsed() < patience, "CPUs stay awake for nobody");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

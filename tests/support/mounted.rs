@@ -83,6 +83,10 @@ impl Subject {
             live: true,
         };
         mounted.pid = mounted.find_daemon();
+        if *self == Subject::Rovl && more.contains("io_uring=on") {
+            let stat = mounted.stat_json().unwrap();
+            assert_eq!(stat["transport"], "io_uring", "{stat}");
+        }
         Ok(mounted)
     }
 }

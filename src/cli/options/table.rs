@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::lists::{self, ListError};
 use super::{MountOptions, Squash};
-use crate::fuse::{IoUring, Passthrough};
+use crate::fuse::{IdlePolling, IoUring, Passthrough};
 use crate::overlay::{RedirectDir, Uuid, Xino};
 
 /// What an option does.
@@ -239,6 +239,12 @@ const FUSE: &[Known] = &[
         "on, off or auto",
         set_passthrough,
         "reads and writes bypass the daemon: off (default), on, auto (without an upper)",
+    ),
+    value(
+        "idle_polling",
+        "on, off or auto",
+        set_idle_polling,
+        "idle CPUs stay awake while clients are at work: off, on, auto (default: on small virtual machines)",
     ),
     value(
         "max_write",
@@ -559,6 +565,17 @@ fn set_passthrough(options: &mut MountOptions, value: &OsStr) -> Option<()> {
         _ => return None,
     };
     options.passthrough = Some(mode);
+    Some(())
+}
+
+fn set_idle_polling(options: &mut MountOptions, value: &OsStr) -> Option<()> {
+    let mode = match (value.as_bytes(), boolean(value)) {
+        (b"auto", _) => IdlePolling::Auto,
+        (_, Some(true)) => IdlePolling::On,
+        (_, Some(false)) => IdlePolling::Off,
+        _ => return None,
+    };
+    options.idle_polling = Some(mode);
     Some(())
 }
 

@@ -116,6 +116,12 @@ fn each_option_sets_what_it_is_named_after() {
         ("passthrough=off", |o| {
             o.passthrough = Some(Passthrough::Off)
         }),
+        ("idle_polling=auto", |o| {
+            o.idle_polling = Some(IdlePolling::Auto)
+        }),
+        ("idle_polling=on", |o| {
+            o.idle_polling = Some(IdlePolling::On)
+        }),
         ("max_write=131072", |o| o.max_write = Some(131_072)),
         ("max_read=65536", |o| o.max_read = Some(65_536)),
         ("debug", |o| o.debug = true),
@@ -230,6 +236,7 @@ fn values_are_checked() {
         ("xattr_permissions=3", "expected 0, 1 or 2"),
         ("squash_to_uid=me", "expected a user id"),
         ("passthrough=yess", "expected on, off or auto"),
+        ("idle_polling=perhaps", "expected on, off or auto"),
     ];
     for (raw, expected) in rows {
         let error = parse(Dialect::Rovl, &format!("lowerdir=/l,{raw}"))
