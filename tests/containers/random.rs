@@ -156,15 +156,16 @@ fn names_in(layer: &Path) -> BTreeSet<PathBuf> {
 
 /// What every way of unpacking can give back of a tree. Left out are
 /// - the number of links of a file, which counts names that no layer has any more;
-/// - the root's attributes: its time is that of the last change, and programs differ in whether they apply any;
-/// - the times of symlinks, which not every program sets.
+/// - the time of the root, in which every program makes something of its own at the end.
 ///
 /// Hard links are compared as far as a layer can express them: it can link names of its own to one another, and leaves
 /// linked what the layers below have linked, but it can't link a name of its own to a file of another layer. So names
 /// of one file of which some are in the new layer and some are not (one was renamed together with its directory, or
 /// copied up by the kernel without an index) are two files, each with its own names.
 fn comparable(mut tree: Tree, layer: &BTreeSet<PathBuf>) -> Tree {
-    tree.remove(Path::new("."));
+    if let Some(root) = tree.get_mut(Path::new(".")) {
+        root.mtime_ns = 0;
+    }
     let mut firsts: BTreeMap<(PathBuf, bool), PathBuf> = BTreeMap::new();
     for (path, entry) in &mut tree {
         let file = entry.linked_to.take().unwrap_or_else(|| path.clone());
@@ -173,9 +174,6 @@ fn comparable(mut tree: Tree, layer: &BTreeSet<PathBuf>) -> Tree {
             .or_insert_with(|| path.clone());
         entry.linked_to = (first != path).then(|| first.clone());
         entry.nlink = 0;
-        if entry.kind == "symlink" {
-            entry.mtime_ns = 0;
-        }
     }
     tree
 }
@@ -191,8 +189,15 @@ struct Case {
 impl Case {
     /// Compares a tree that some program has made of the image with what the container showed.
     fn assert_shown_by(&self, tree: &Path, who: &str) {
-        let found = comparable(tree_digest(tree), &self.layer);
-        assert_digests_equal(&self.shown, &found, &format!("{who}, seed {}", self.seed));
+        let mut shown = self.shown.clone();
+        let mut found = comparable(tree_digest(tree), &self.layer);
+        if who == "podman" {
+            // It gives every root a mode of its own, whatever a layer says.
+            for tree in [&mut shown, &mut found] {
+                tree.get_mut(Path::new(".")).unwrap().mode = 0;
+            }
+        }
+        assert_digests_equal(&shown, &found, &format!("{who}, seed {}", self.seed));
     }
 }
 
