@@ -44,7 +44,7 @@ pub trait Fault: Send + Sync {
 }
 
 /// How many threads sync at once.
-const SYNCERS: usize = 8;
+const SYNCERS: usize = 4;
 
 /// The store's directory, for writing.
 #[derive(Clone)]

@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::builder::{Image, Layer};
 use crate::images::{create, mount, rich, store_with, umount};
 use crate::rovl_command::{TestStore, expect_failure};
-use crate::support::Scratch;
 
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
@@ -178,22 +177,38 @@ fn names_are_forgotten_with_our_index_and_containers_are_not() {
 
 /// How long a container may take to be made.
 const LIMIT: Duration = Duration::from_millis(20);
-/// How many flushes of the disk that is, where those alone take longer.
-const FLUSHES: u32 = 10;
+/// Of what no way of making one can do without, at least: where the machine is busy with other tests, or its disk is
+/// slow, that alone may take longer.
+const TIMES: u32 = 4;
+/// How often the disk has to be flushed one after the other: what was built, that it is to be moved, the moves, and
+/// the record that makes it a container.
+const FLUSHES: usize = 4;
+/// How often it is tried.
+const ATTEMPTS: usize = 60;
 
-/// A file written and flushed, at best.
-fn flush_time(scratch: &Scratch) -> Duration {
-    let flush = |n: u32| {
-        let start = Instant::now();
-        let mut file = fs::File::create(scratch.join(format!("flushed{n}"))).unwrap();
-        file.write_all(b"some").unwrap();
-        file.sync_all().unwrap();
-        start.elapsed()
-    };
-    (0..20).map(flush).min().unwrap()
+fn timed(run: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    run();
+    start.elapsed()
 }
 
-/// The best of several, since other tests run at the same time.
+/// A command that does nothing, and the flushes.
+fn do_the_least(store: &TestStore) {
+    store.run(&["--version"]);
+    let path = store.scratch.join("flushed");
+    for _ in 0..FLUSHES {
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(b"some").unwrap();
+        file.sync_all().unwrap();
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// At best in less than the limit; always so on an idle machine.
 #[test]
 fn a_container_is_made_in_no_time_whatever_the_image() {
     let mut layers = vec![Layer::new().dir("d/")];
@@ -204,17 +219,20 @@ fn a_container_is_made_in_no_time_whatever_the_image() {
     let mut built: Vec<Vec<u8>> = layers.into_iter().map(Layer::build).collect();
     built.extend((0..40).map(|n| Layer::new().file(&format!("l{n}"), b"").build()));
     let (store, _) = store_with(&Image::new("large:1", built));
-    let limit = LIMIT.max(FLUSHES * flush_time(&store.scratch));
-    let mut best = Duration::MAX;
-    for _ in 0..100 {
-        let start = Instant::now();
-        let id = create(&store, &["large:1"]);
-        best = best.min(start.elapsed());
-        if best < limit {
-            break;
-        }
+    let (mut times, mut least) = (Vec::new(), Vec::new());
+    while times.len() < ATTEMPTS && times.iter().all(|time| *time >= LIMIT) {
+        least.push(timed(|| do_the_least(&store)));
+        let mut id = String::new();
+        times.push(timed(|| id = create(&store, &["large:1"])));
         store.run(&["container", "rm", &id]);
     }
-    eprintln!("container create: {best:?} of {limit:?}");
-    assert!(best < limit, "{best:?} of {limit:?}");
+    let best = times.iter().min().copied().unwrap();
+    let (usual, least) = (median(times), median(least));
+    eprintln!(
+        "container create: {best:?} at best, {usual:?} usually; what it can't do without: {least:?}"
+    );
+    assert!(
+        best < LIMIT || usual < TIMES * least,
+        "{best:?} at best, {usual:?} usually; what it can't do without: {least:?}"
+    );
 }
