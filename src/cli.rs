@@ -4,6 +4,7 @@
 //! (`options`, `helper`), then resolved (`plan`), then run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod container;
 mod ctl;
 mod daemon;
 mod helper;
@@ -12,8 +13,10 @@ mod layer;
 mod logging;
 mod mount;
 mod mounted;
+mod mounts;
 mod options;
 mod plan;
+mod run;
 mod serve;
 mod stat;
 mod state;
@@ -63,6 +66,9 @@ enum Command {
     #[command(subcommand)]
     Layer(layer::LayerCommand),
     #[command(subcommand)]
+    Container(container::ContainerCommand),
+    Run(run::RunArgs),
+    #[command(subcommand)]
     Store(store::StoreCommand),
 }
 
@@ -99,7 +105,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         match Cli::try_parse_from(&args) {
             Ok(cli) => match enter_namespace(&cli.command, &args) {
                 Ok(Some(code)) => return code,
-                Ok(None) => run_command(cli),
+                Ok(None) => match cli.command {
+                    Command::Run(args) => return run::main(args, &place_of(cli.root, cli.no_sync)),
+                    _ => run_command(cli),
+                },
                 Err(failure) => Err(failure),
             },
             Err(error) => return report_clap(&error),
@@ -117,23 +126,31 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 /// The commands of the store are for root, be it of a user namespace.
 fn enter_namespace(command: &Command, args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     match command {
-        Command::Image(_) | Command::Layer(_) | Command::Store(_) => userns::enter(args),
+        Command::Image(_)
+        | Command::Layer(_)
+        | Command::Container(_)
+        | Command::Run(_)
+        | Command::Store(_) => userns::enter(args),
         Command::Mount(_) | Command::Umount(_) | Command::Stat(_) | Command::Ctl(_) => Ok(None),
     }
 }
 
+fn place_of(root: Option<PathBuf>, no_sync: bool) -> stored::Place {
+    stored::Place {
+        root,
+        sync: !no_sync,
+    }
+}
+
 fn run_command(cli: Cli) -> Result<(), Failure> {
-    let place = stored::Place {
-        root: cli.root,
-        sync: !cli.no_sync,
-    };
+    let place = place_of(cli.root, cli.no_sync);
     if matches!(
         cli.command,
         Command::Mount(_) | Command::Umount(_) | Command::Stat(_)
     ) && (place.root.is_some() || !place.sync)
     {
         return Err(Failure::misused(
-            "--root and --no-sync are for the commands image, layer and store",
+            "--root and --no-sync are for the commands image, layer, container, run and store",
         ));
     }
     match cli.command {
@@ -143,6 +160,9 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Ctl(args) => ctl::run(&args),
         Command::Image(command) => image::run(command, &place),
         Command::Layer(command) => layer::run(command, &place),
+        Command::Container(command) => container::run(command, &place),
+        // It has an exit code of its own.
+        Command::Run(_) => Ok(()),
         Command::Store(command) => store::run(command, &place),
     }
 }

@@ -9,6 +9,7 @@
 //! | [`overlay`] | the semantics of the merged tree, on directory file descriptors, without FUSE | `format`, `sys` |
 //! | [`store`] | the layer store: archives in and out of layer directories | `format`, `sys` |
 //! | [`fuse`] | the adapter between the kernel's FUSE requests and [`overlay`] | `overlay`, `format`, `sys` |
+//! | [`oci`] | what an OCI runtime is told of a container; pure | nothing of ours |
 //! | [`cli`] | the commands; the only module that prints | everything |
 //!
 //! Dependencies point down only; `tests/architecture.rs` reads the source and enforces it.
@@ -27,6 +28,7 @@
 pub mod cli;
 pub mod format;
 pub mod fuse;
+pub mod oci;
 pub mod overlay;
 pub mod store;
 pub mod sys;

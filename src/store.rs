@@ -10,6 +10,7 @@
 //! | [`changes`] | what a layer changes in those below |
 //! | [`archive`], [`load`], [`stage`] | archives of images in |
 //! | [`save`] | layers and images out |
+//! | [`container`] | writable layers over images |
 //! | [`dedup`] | files that several layers have, kept once |
 //! | [`gc`], [`fsck`], [`usage`] | care |
 //! | [`codec`], [`unpack`], [`pack`] | streams: compression, tar, tar-split; trees to and from them |
@@ -20,6 +21,7 @@ pub mod archive;
 pub mod changes;
 pub mod codec;
 pub mod config;
+pub mod container;
 pub mod dedup;
 pub mod disk;
 pub mod error;

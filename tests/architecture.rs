@@ -44,7 +44,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("overlay", &["format", "sys"]),
     ("store", &["format", "sys"]),
     ("fuse", &["overlay", "format", "sys"]),
-    ("cli", &["fuse", "overlay", "store", "format", "sys"]),
+    ("oci", &[]),
+    ("cli", &["fuse", "overlay", "store", "oci", "format", "sys"]),
 ];
 
 /// One source file in the forms that the rules look at. All forms have the same lines.

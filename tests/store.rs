@@ -16,6 +16,8 @@ mod support;
 mod builder;
 #[path = "store/care.rs"]
 mod care;
+#[path = "store/containers.rs"]
+mod containers;
 #[path = "store/crash.rs"]
 mod crash;
 #[path = "store/damage.rs"]

@@ -28,6 +28,7 @@ pub enum ImageCommand {
     Tag(TagArgs),
     Rm(RmArgs),
     Save(SaveArgs),
+    Mount(MountArgs),
 }
 
 /// Load the images of an archive: docker-archive or OCI layout, a file, a directory, or standard input.
@@ -77,6 +78,20 @@ impl UnpackArgs {
             unpack: stored::unpack_options(self.ignore_chown_errors),
         }
     }
+}
+
+/// Mount an image, read-only. `rovl container umount` takes it away again.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// Who merges the layers
+    #[arg(long, value_enum, default_value = "fuse")]
+    driver: super::mounts::Driver,
+    /// A name, an id or the beginning of one
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Where (default: a directory of the store)
+    #[arg(value_name = "DIR")]
+    target: Option<PathBuf>,
 }
 
 /// List images.
@@ -194,6 +209,10 @@ pub fn run(command: ImageCommand, place: &Place) -> Result<(), Failure> {
         ImageCommand::Tag(args) => Ok(store.tag(&args.image, &args.name).map(drop)?),
         ImageCommand::Rm(args) => rm(&args, &store),
         ImageCommand::Save(args) => save(&args, &store),
+        ImageCommand::Mount(args) => {
+            let image = store.find_image(&args.image)?;
+            super::container::mount_image(&store, &image, args.target.as_deref(), args.driver)
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Failure, print};
 use crate::format::keys::Namespace;
 use crate::store::error::StoreError;
 use crate::store::load::Progress;
+use crate::store::pack;
 use crate::store::unpack::{self, Refused, RefusedXattrs, WhiteoutForm};
 use crate::store::{Store, StoreOptions, time};
 use crate::sys::fs::raise_nofile;
@@ -85,6 +86,25 @@ pub fn unpack_options(ignore_chown_errors: bool) -> unpack::Options {
         options.refused = Refused::IgnoreOwner;
     }
     options
+}
+
+/// How trees of the store are made archives of, by this process.
+pub fn pack_options() -> Result<pack::Options, Failure> {
+    let is_privileged = has_cap_sys_admin_in_init_ns();
+    let namespace = if is_privileged {
+        Namespace::Trusted
+    } else {
+        Namespace::User
+    };
+    let mut options = pack::Options::new(namespace);
+    options.override_stat = !is_privileged && super::userns::has_one_id();
+    if let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
+        let seconds = text.to_str().and_then(|text| text.parse().ok());
+        options.latest = Some(seconds.ok_or_else(|| {
+            Failure::misused(format!("SOURCE_DATE_EPOCH={} is no number", text.display()))
+        })?);
+    }
+    Ok(options)
 }
 
 /// Work on several layers at once: each has four threads, and up to 40 MiB.

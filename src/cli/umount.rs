@@ -29,6 +29,16 @@ pub struct UmountArgs {
     merged: PathBuf,
 }
 
+impl UmountArgs {
+    /// Without a command line.
+    pub fn new(merged: &std::path::Path, lazy: bool) -> UmountArgs {
+        UmountArgs {
+            lazy,
+            merged: merged.to_owned(),
+        }
+    }
+}
+
 /// Runs `rovl umount`.
 pub fn run(args: &UmountArgs) -> Result<(), Failure> {
     let mounted = mounted::find(&args.merged)?;

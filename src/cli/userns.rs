@@ -5,20 +5,45 @@
 //! user's command with sub-ids runs as a child process in a new namespace, mapped by its parent, and without them
 //! in a namespace that it maps itself. Neither needs to be told to the other but by /proc: the parent sees that the
 //! child has its own namespace, the child sees that it has its map.
+//!
+//! What the child mounts where the user sees it, the parent mounts for it ([`agent`]). A daemon that stays has its
+//! agent stay with it: one more process of the same program, outside of the namespace.
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::{FAILED, Failure};
+use crate::fuse::mount::agent;
+use crate::overlay::IdMap;
+use crate::sys::process::{
+    block_signals, inherited_fd, start_session_in, unblock_signals, unblock_signals_in,
+    wait_signal_sender,
+};
 
 /// Set for the child that is to be in a namespace of its own.
 const MARK: &str = "ROVL_USERNS";
+/// Who maps the child's ids.
+const PARENT: &str = "parent";
+const ITSELF: &str = "itself";
+/// It is no child, but the agent that stays with one.
+const AGENT: &str = "agent";
+/// Set for the agent: where the daemon's tree is mounted.
+const MOUNTED: &str = "ROVL_MOUNTED";
+/// See [`is_own`].
+static IS_OWN: AtomicBool = AtomicBool::new(false);
+/// SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCHLD.
+const ATTENDED: [i32; 7] = [1, 2, 3, 10, 12, 15, CHILD_ENDED];
+const CHILD_ENDED: i32 = 17;
 /// How long the other process may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked after.
@@ -37,18 +62,42 @@ pub fn enter(args: &[OsString]) -> Result<Option<ExitCode>, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    if std::env::var_os(MARK).is_some() {
-        return wait_for_map().map(|()| None);
+    if let Ok(mark) = std::env::var(MARK) {
+        return begin_child(&mark);
     }
     if let Some((uids, gids)) = sub_ids()
-        && let Some(code) = run_in_child(args, uids, gids)?
+        && let Some(code) = run_in_child(args, Some((uids, gids)))?
     {
         return Ok(Some(code));
     }
-    if let Err(error) = map_own_id() {
-        tracing::debug!(%error, "no user namespace: going on as a plain user");
+    run_in_child(args, None)
+}
+
+/// The child's part. `mark`: the descriptor of the socket to its parent, and who maps. `Some`: it was the agent's.
+fn begin_child(mark: &str) -> Result<Option<ExitCode>, Failure> {
+    let (socket, mapped_by) = mark.split_once(' ').unwrap_or((mark, ""));
+    if let Some(socket) = socket.parse().ok().and_then(|n| inherited_fd(n).ok()) {
+        if mapped_by == AGENT {
+            agent::stay(socket.as_fd(), std::env::var_os(MOUNTED).map(PathBuf::from));
+            return Ok(Some(ExitCode::SUCCESS));
+        }
+        agent::use_agent(socket);
     }
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|errno| Failure::failed(format!("watching the parent: {errno}")))?;
+    if mapped_by == PARENT {
+        wait_for_map()?;
+    } else if let Err(error) = map_own_id() {
+        tracing::debug!(%error, "no user namespace: going on as a plain user");
+        return Ok(None);
+    }
+    IS_OWN.store(true, Ordering::Relaxed);
     Ok(None)
+}
+
+/// Whether this process is in a user namespace that was made for it here.
+pub fn is_own() -> bool {
+    IS_OWN.load(Ordering::Relaxed)
 }
 
 /// In a namespace of its own: this process's id is root's, and there is no other.
@@ -71,8 +120,6 @@ fn wait_for_map() -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::failed(format!("making a user namespace for the sub-ids: {error}"))
     };
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|errno| failed(errno.into()))?;
     unshare().map_err(failed)?;
     let start = Instant::now();
     while !is_mapped("/proc/self/uid_map") || !is_mapped("/proc/self/gid_map") {
@@ -89,32 +136,120 @@ fn is_mapped(map: &str) -> bool {
 }
 
 /// The parent's part. `None` when the sub-ids can't be mapped, of which the user is told.
-fn run_in_child(args: &[OsString], uids: Range, gids: Range) -> Result<Option<ExitCode>, Failure> {
+fn run_in_child(
+    args: &[OsString],
+    ranges: Option<(Range, Range)>,
+) -> Result<Option<ExitCode>, Failure> {
     let failed =
         |error: std::io::Error| Failure::failed(format!("running rovl once more: {error}"));
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = args.first() {
         command.arg0(name);
     }
-    let mut child = command
-        .args(args.iter().skip(1))
-        .env(MARK, "1")
-        .spawn()
-        .map_err(failed)?;
-    if let Err(error) = map_child(&mut child, uids, gids) {
+    let (ours, theirs) = socket_pair().map_err(failed)?;
+    let mapped_by = if ranges.is_some() { PARENT } else { ITSELF };
+    let mark = format!("{} {mapped_by}", theirs.as_raw_fd());
+    command.args(args.iter().skip(1)).env(MARK, mark);
+    unblock_signals_in(&mut command);
+    // From here on signals are the child's.
+    block_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
+    let mut child = command.spawn().map_err(failed)?;
+    drop(theirs);
+    if let Some((uids, gids)) = ranges
+        && let Err(error) = map_child(&mut child, uids, gids)
+    {
         super::warn(&format!("the sub-ids can't be used: {error}"));
         // It waits for its map, and has done nothing yet.
         child.kill().map_err(failed)?;
         child.wait().map_err(failed)?;
+        unblock_signals(&ATTENDED).map_err(|errno| failed(errno.into()))?;
         return Ok(None);
     }
-    let status = child.wait().map_err(failed)?;
+    let (stopped, stop) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let serving = std::thread::spawn(move || {
+        let mounted = agent::serve(ours.as_fd(), Some(stopped.as_fd()), None);
+        mounted.map(|mounted| (ours, mounted))
+    });
+    let status = attend(&mut child).map_err(failed)?;
+    drop(stop);
+    if let Ok(Ok((socket, Some(mounted)))) = serving.join()
+        && let Err(error) = leave_agent(args, &socket, &mounted)
+    {
+        super::warn(&format!(
+            "a signal will not unmount {}: {error}",
+            mounted.display()
+        ));
+    }
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(FAILED),
         (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(FAILED),
         (None, None) => FAILED,
     };
     Ok(Some(ExitCode::from(code)))
+}
+
+/// Starts the agent that stays with a daemon. It shows the same arguments as the daemon.
+fn leave_agent(args: &[OsString], socket: &OwnedFd, mounted: &Path) -> std::io::Result<()> {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = args.first() {
+        command.arg0(name);
+    }
+    rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+    command
+        .args(args.iter().skip(1))
+        .env(MARK, format!("{} {AGENT}", socket.as_raw_fd()))
+        .env(MOUNTED, mounted)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    start_session_in(&mut command);
+    unblock_signals_in(&mut command);
+    command.spawn().map(drop)
+}
+
+/// A socket between this process and its child, whose end the child inherits.
+fn socket_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    let kind = SocketType::SEQPACKET;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::io::fcntl_setfd(&pair.1, rustix::io::FdFlags::empty())?;
+    Ok(pair)
+}
+
+/// The ids that this namespace has, as the namespace outside of it knows them.
+pub fn maps_to_outside() -> (Vec<IdMap>, Vec<IdMap>) {
+    let rows = |path: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let row = |line: &str| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            Some(IdMap {
+                stored: numbers.next()?.ok()?,
+                shown: numbers.next()?.ok()?,
+                count: numbers.next()?.ok()?,
+            })
+        };
+        text.lines().filter_map(row).collect()
+    };
+    (rows("/proc/self/uid_map"), rows("/proc/self/gid_map"))
+}
+
+/// Passes signals on until the child has ended. Those that a terminal sends reach the child by themselves.
+fn attend(child: &mut Child) -> std::io::Result<ExitStatus> {
+    loop {
+        let (signal, by_process) = wait_signal_sender(&ATTENDED)?;
+        if signal == CHILD_ENDED {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+        } else if by_process
+            && let Some(signal) = Signal::from_named_raw(signal)
+            && let Some(pid) = Pid::from_raw(child.id().cast_signed())
+        {
+            rustix::process::kill_process(pid, signal)?;
+        }
+    }
 }
 
 fn map_child(child: &mut Child, uids: Range, gids: Range) -> std::io::Result<()> {

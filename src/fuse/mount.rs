@@ -5,6 +5,8 @@
 //! look at the mount point: it would wait for that answer. So nothing here does, after mounting, but for
 //! [`unique_id`], which asks the kernel alone.
 
+pub mod agent;
+
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{self, IoSliceMut};
@@ -276,6 +278,28 @@ fn mount_with_helper(request: &MountRequest) -> Result<Option<OwnedFd>, MountErr
 }
 
 fn ask_helper(request: &MountRequest, allow_other: bool) -> Result<Option<OwnedFd>, MountError> {
+    let options = request.helper_options(allow_other);
+    let failed = |said: String| MountError::Helper {
+        target: request.target.clone(),
+        said,
+    };
+    if let Some(answer) = agent::ask(agent::Order::Mount(&options, &request.target)) {
+        return answer.map_err(failed);
+    }
+    let (fd, output) = match fusermount(&options, &request.target)? {
+        Some(ran) => ran,
+        None => return Ok(None),
+    };
+    match fd {
+        Some(fd) if output.status.success() => Ok(Some(fd)),
+        _ => Err(failed(said(&output))),
+    }
+}
+
+/// What the helper gives and says; `None`: it is not installed.
+type Ran = Option<(Option<OwnedFd>, std::process::Output)>;
+
+fn fusermount(options: &OsStr, target: &Path) -> Result<Ran, MountError> {
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -283,26 +307,27 @@ fn ask_helper(request: &MountRequest, allow_other: bool) -> Result<Option<OwnedF
         None,
     )?;
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
-    let options = request.helper_options(allow_other);
     let spawned = run_helper(|command| {
         command
             .arg("-o")
-            .arg(&options)
+            .arg(options)
             .arg("--")
-            .arg(&request.target)
+            .arg(target)
             .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
     })?;
     drop(theirs);
     let Some(output) = spawned else {
         return Ok(None);
     };
-    let received = receive_fd(&ours)?;
-    match received {
-        Some(fd) if output.status.success() => Ok(Some(fd)),
-        _ => Err(MountError::Helper {
-            target: request.target.clone(),
-            said: said(&output),
-        }),
+    Ok(Some((receive_fd(&ours)?, output)))
+}
+
+/// For an agent: has `fusermount3` mount.
+fn run_fusermount(options: &OsStr, target: &Path) -> Result<Option<OwnedFd>, String> {
+    match fusermount(options, target).map_err(|error| error.to_string())? {
+        Some((Some(fd), output)) if output.status.success() => Ok(Some(fd)),
+        Some((_, output)) => Err(said(&output)),
+        None => Err("fusermount3 is not installed".into()),
     }
 }
 
@@ -403,6 +428,11 @@ pub fn unmount(target: &Path, lazy: bool) -> Result<(), UnmountError> {
 }
 
 fn unmount_with_helper(target: &Path, lazy: bool) -> Result<(), UnmountError> {
+    match agent::ask(agent::Order::Unmount { lazy, target }) {
+        Some(Ok(_)) => return Ok(()),
+        Some(Err(said)) => return Err(refusal(said)),
+        None => {}
+    }
     let output = run_helper(|command| {
         if lazy {
             command.arg("-z");
@@ -417,13 +447,33 @@ fn unmount_with_helper(target: &Path, lazy: bool) -> Result<(), UnmountError> {
     if output.status.success() {
         return Ok(());
     }
-    let said = said(&output);
+    Err(refusal(said(&output)))
+}
+
+/// For an agent: has `fusermount3` unmount.
+fn unmount_by_helper(target: &Path, lazy: bool) -> Result<(), String> {
+    let output = run_helper(|command| {
+        if lazy {
+            command.arg("-z");
+        }
+        command.arg("-u").arg("--").arg(target)
+    });
+    match output {
+        Ok(Some(output)) if output.status.success() => Ok(()),
+        Ok(Some(output)) => Err(said(&output)),
+        Ok(None) => Err("fusermount3 is not installed".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What the helper's words mean.
+fn refusal(said: String) -> UnmountError {
     if said.contains("busy") {
-        Err(UnmountError::Busy)
+        UnmountError::Busy
     } else if said.contains("not found in") || said.contains("Invalid argument") {
-        Err(UnmountError::NotMounted)
+        UnmountError::NotMounted
     } else {
-        Err(UnmountError::Helper(said))
+        UnmountError::Helper(said)
     }
 }
 

@@ -43,6 +43,9 @@ pub trait Fault: Send + Sync {
     fn before(&self, step: Step) -> io::Result<()>;
 }
 
+/// How many threads sync at once.
+const SYNCERS: usize = 4;
+
 /// The store's directory, for writing.
 #[derive(Clone)]
 pub struct Disk {
@@ -211,6 +214,47 @@ impl Disk {
         if !self.sync {
             return Ok(());
         }
+        self.sync_one(path.as_ref())
+    }
+
+    /// Syncs files and directories that don't wait for one another: in parallel, so that the file system takes them
+    /// together, instead of one after another at the cost of a flush of the disk each. Not the whole file system,
+    /// which may have gigabytes of somebody else's to write.
+    pub fn sync_together(&self, paths: &[PathBuf]) -> Result<()> {
+        if !self.sync {
+            return Ok(());
+        }
+        let share = paths.len().div_ceil(SYNCERS).max(1);
+        let sync = |paths: &[PathBuf]| paths.iter().try_for_each(|path| self.sync_one(path));
+        std::thread::scope(|scope| {
+            let mut shares = paths.chunks(share);
+            let first = shares.next().unwrap_or_default();
+            let mut others = Vec::new();
+            let mut result = Ok(());
+            for share in shares {
+                let thread = std::thread::Builder::new();
+                match thread.spawn_scoped(scope, move || sync(share)) {
+                    Ok(other) => others.push(other),
+                    // A process whose children are to be in another process namespace can have no threads.
+                    Err(error) => {
+                        tracing::debug!(%error, "syncing one after another");
+                        result = result.and(sync(share));
+                    }
+                }
+            }
+            result = result.and(sync(first));
+            for other in others {
+                let gone = || io::Error::other("a thread that syncs has panicked");
+                let synced = other
+                    .join()
+                    .unwrap_or_else(|_| Err(gone()).context("syncing below", &self.root));
+                result = result.and(synced);
+            }
+            result
+        })
+    }
+
+    fn sync_one(&self, path: &Path) -> Result<()> {
         let path = self.path(path);
         self.announce(Step::Sync)
             .and_then(|()| File::open(&path)?.sync_all())

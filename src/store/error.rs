@@ -27,6 +27,9 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tree can't be made an archive of.
+    #[error("{0}")]
+    Archiving(String),
     /// The store contradicts itself.
     #[error("the store is damaged: {0}; `rovl store fsck` says more")]
     Damaged(String),

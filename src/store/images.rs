@@ -290,8 +290,9 @@ pub fn plan_image(
     let staged = transaction.fresh();
     let disk = transaction.disk().clone();
     disk.make_dir(&staged, 0o700)?;
-    disk.write_synced(staged.join("lastUpdated"), now.as_bytes(), 0o600)?;
-    disk.sync_dir(&staged)?;
+    disk.write(staged.join("lastUpdated"), now.as_bytes(), 0o600)?;
+    transaction.sync_later(staged.join("lastUpdated"));
+    transaction.sync_later(&staged);
     if !disk.path(&metadata).exists() {
         transaction.place(staged, Path::new(&metadata));
     }

@@ -30,12 +30,18 @@ pub const IMAGE_METADATA: &str = "image/overlay2/imagedb/metadata/sha256";
 pub const DIFF_ID_BY_DIGEST: &str = "image/overlay2/distribution/diffid-by-digest/sha256";
 /// Names and tags.
 pub const REPOSITORIES: &str = "image/overlay2/repositories.json";
+/// What Docker's layout has no place for.
+pub const OWN: &str = "rovl";
 /// The store's lock.
 pub const LOCK: &str = "rovl/lock";
 /// Transactions under way.
 pub const TRANSACTIONS: &str = "rovl/tx";
 /// The index of file contents, one file a layer.
 pub const FILE_INDEX: &str = "rovl/files";
+/// The names of containers, and what they were made of.
+pub const CONTAINERS: &str = "rovl/containers";
+/// What is mounted where.
+pub const MOUNTS: &str = "rovl/mounts";
 
 /// Every directory of the layout with its mode, parents first.
 ///
@@ -63,9 +69,11 @@ const DIRECTORIES: &[(&str, u32)] = &[
         "image/overlay2/distribution/v2metadata-by-diffid/sha256",
         0o700,
     ),
-    ("rovl", 0o700),
+    (OWN, 0o700),
     (TRANSACTIONS, 0o700),
     (FILE_INDEX, 0o700),
+    (CONTAINERS, 0o700),
+    (MOUNTS, 0o700),
 ];
 
 /// Every directory of the layout that is the store's own, as `df` and `fsck` count them.
@@ -96,6 +104,26 @@ pub fn ensure(disk: &Disk) -> Result<()> {
 /// The directory of a layer: `diff`, `link`, `lower`, `work` are in it.
 pub fn layer_dir(id: &CacheId) -> PathBuf {
     Path::new(OVERLAY).join(id.as_str())
+}
+
+/// The directory of a container's layer, by its name: a cache id, for the lower of the two with `-init` behind.
+pub fn container_dir(name: &str) -> PathBuf {
+    Path::new(OVERLAY).join(name)
+}
+
+/// The record of a container.
+pub fn mount_record(container: &str) -> PathBuf {
+    Path::new(MOUNT_RECORDS).join(container)
+}
+
+/// Our own notes on a container.
+pub fn container_notes(container: &str) -> PathBuf {
+    Path::new(CONTAINERS).join(format!("{container}.json"))
+}
+
+/// Our own notes on what is mounted for a container or an image.
+pub fn mount_notes(id: &str) -> PathBuf {
+    Path::new(MOUNTS).join(format!("{id}.json"))
 }
 
 /// The tree of a layer.

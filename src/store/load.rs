@@ -5,6 +5,7 @@
 //! at once: an image is there with all its layers, or not at all. A layer that is there with another parent is
 //! cloned instead of being unpacked.
 
+mod commit;
 mod inherit;
 mod input;
 mod plan;
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 pub use input::Input;
+
+pub use commit::apply_image;
 
 use super::Store;
 use super::archive::platform::Platform;

@@ -4,16 +4,19 @@
 //! bytes. Whiteouts come out with time 0 and mode 0600, whatever they have on disk; holes come out as
 //! plain data.
 //!
-//! What only exists together with the layers below can't be packed from the directory alone: a file
-//! without its data (`overlay.metacopy`) and a directory that was renamed (`overlay.redirect`) are
-//! errors.
+//! What only exists together with the layers below can't be packed from the directory alone: for
+//! [`pack`] a file without its data (`overlay.metacopy`) and a directory that was renamed
+//! (`overlay.redirect`) are errors; [`pack_upper`] finds both in the layers below.
 
 mod attrs;
+mod links;
+mod merged;
 mod output;
+mod upper;
 mod walk;
 
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::format::keys::Namespace;
 use crate::store::codec::digest::DiffId;
@@ -34,6 +37,9 @@ pub struct Options {
     pub override_stat: bool,
     /// Times later than this, in seconds since 1970, become this: `SOURCE_DATE_EPOCH`.
     pub latest: Option<i64>,
+    /// Others may be writing: a file has the length that it had when it was looked at, what has become shorter
+    /// ends with zeros, and what is gone is left out.
+    pub live: bool,
 }
 
 impl Options {
@@ -45,6 +51,7 @@ impl Options {
             ids: IdMap::default(),
             override_stat: false,
             latest: None,
+            live: false,
         }
     }
 }
@@ -147,6 +154,28 @@ impl From<rustix::io::Errno> for Failure {
         Failure::Read(errno.into())
     }
 }
+
+/// An upper and what it lies on.
+#[derive(Debug)]
+pub struct UpperLayers {
+    /// The upper.
+    pub upper: OwnedFd,
+    /// The layers below, topmost first.
+    pub lowers: Vec<OwnedFd>,
+    /// `work/index`, if there is one.
+    pub index: Option<OwnedFd>,
+}
+
+/// What of an upper and its layers is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What upper changes.
+    Difference,
+    /// All that both show: a flat tree, without whiteouts.
+    Everything,
+}
+
+pub use upper::{list_upper, pack_upper};
 
 /// Writes the tree of `root` as an uncompressed layer to `out`, and its tar-split record (JSON lines)
 /// to `tar_split`. `out` should be buffered.

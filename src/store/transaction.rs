@@ -80,6 +80,8 @@ pub struct Transaction {
     disk: Disk,
     path: PathBuf,
     moves: Vec<Move>,
+    /// What was written and is not synced yet.
+    unsynced: Vec<PathBuf>,
     next: u32,
     _lock: Lock,
     /// Locks of what goes, kept until it has gone.
@@ -99,6 +101,7 @@ impl Transaction {
             disk: disk.clone(),
             path,
             moves: Vec::new(),
+            unsynced: Vec::new(),
             next: 0,
             _lock: lock,
             locks: Vec::new(),
@@ -135,9 +138,15 @@ impl Transaction {
     /// Writes a file that is to go to `to`.
     pub fn place_file(&mut self, content: &[u8], mode: u32, to: impl Into<PathBuf>) -> Result<()> {
         let from = self.fresh();
-        self.disk.write_synced(&from, content, mode)?;
+        self.disk.write(&from, content, mode)?;
+        self.sync_later(&from);
         self.place(from, to);
         Ok(())
+    }
+
+    /// Syncs a file, or the names in a directory, before anything is moved.
+    pub fn sync_later(&mut self, path: impl Into<PathBuf>) {
+        self.unsynced.push(path.into());
     }
 
     /// Plans that what is at `path`, a file or a tree, goes.
@@ -168,7 +177,7 @@ impl Transaction {
     }
 
     /// Does what was planned, durably, in the order of planning, and deletes what was removed. Everything that
-    /// was built must have been synced.
+    /// was built must have been synced, or noted to be.
     ///
     /// An error after the point of no return leaves the rest to whoever takes the lock next.
     pub fn commit(mut self, guard: WriteLock) -> Result<()> {
@@ -181,12 +190,18 @@ impl Transaction {
                 .map_err(std::io::Error::from)
                 .context("writing", &self.path)?;
             let staged = self.path.join("commit.tmp");
-            self.disk.write_synced(&staged, &text, 0o600)?;
+            self.disk.write(&staged, &text, 0o600)?;
+            let mut unsynced = std::mem::take(&mut self.unsynced);
+            unsynced.extend([
+                staged.clone(),
+                self.path.clone(),
+                layout::TRANSACTIONS.into(),
+            ]);
+            self.disk.sync_together(&unsynced)?;
             self.disk.rename(&staged, self.path.join(LOG))?;
             // From here on the directory is another's to finish, should this process fail.
             self.ended = true;
             self.disk.sync_dir(&self.path)?;
-            self.disk.sync_dir(layout::TRANSACTIONS)?;
             replay(&self.disk, &self.path, &log.moves)?;
         }
         self.ended = true;
@@ -217,29 +232,43 @@ fn replay(disk: &Disk, transaction: &Path, moves: &[Move]) -> Result<()> {
     let mut parents: BTreeSet<PathBuf> = BTreeSet::new();
     let mut before: Option<&Path> = None;
     for Move { from, to } in moves {
-        let parent = to.parent().unwrap_or(Path::new(""));
+        let rank = rank(to, transaction);
         // Layers are durable before the records that name them are.
-        if before.is_some_and(|before| before != parent) && !parent.starts_with(transaction) {
+        if before.is_some_and(|before| before != rank) && !to.starts_with(transaction) {
             sync_all(disk, &mut parents)?;
         }
-        before = Some(parent);
+        before = Some(rank);
+        // Also of what was moved already: after a crash that may not be durable.
+        parents.extend(
+            [from, to]
+                .into_iter()
+                .filter_map(|path| Some(path.parent()?.to_owned())),
+        );
         // What was removed may since have been replaced by what was placed.
         let is_removed = to.starts_with(transaction) && exists(disk, to);
-        if is_removed || !exists(disk, from) {
-            continue;
+        if !is_removed && exists(disk, from) {
+            disk.rename(from, to)?;
         }
-        disk.rename(from, to)?;
-        parents.insert(parent.to_owned());
-        parents.extend(from.parent().map(Path::to_owned));
-    }
-    // A replay after a crash finds renames done that may not be durable.
-    for Move { from, to } in moves {
-        parents.extend(from.parent().map(Path::to_owned));
-        parents.extend(to.parent().map(Path::to_owned));
     }
     sync_all(disk, &mut parents)?;
     disk.remove_file(transaction.join(LOG))?;
-    disk.sync_dir(transaction)
+    // Done once more, removals would take what has come to the same place since; placing finds nothing to place.
+    if moves.iter().any(|step| step.to.starts_with(transaction)) {
+        disk.sync_dir(transaction)?;
+    }
+    Ok(())
+}
+
+/// What has to be durable together before anything else is: all trees, links and notes, which no order among
+/// themselves protects, then one directory of records after the other.
+fn rank<'a>(to: &'a Path, transaction: &Path) -> &'a Path {
+    let is_body = [layout::OVERLAY, layout::OWN]
+        .iter()
+        .any(|dir| to.starts_with(dir));
+    match is_body && !to.starts_with(transaction) {
+        true => Path::new(""),
+        false => to.parent().unwrap_or(Path::new("")),
+    }
 }
 
 fn exists(disk: &Disk, path: &Path) -> bool {
@@ -247,12 +276,9 @@ fn exists(disk: &Disk, path: &Path) -> bool {
 }
 
 fn sync_all(disk: &Disk, parents: &mut BTreeSet<PathBuf>) -> Result<()> {
-    for parent in std::mem::take(parents) {
-        if disk.path(&parent).is_dir() {
-            disk.sync_dir(parent)?;
-        }
-    }
-    Ok(())
+    let mut dirs: Vec<PathBuf> = std::mem::take(parents).into_iter().collect();
+    dirs.retain(|dir| disk.path(dir).is_dir());
+    disk.sync_together(&dirs)
 }
 
 /// Finishes the transaction of a dead process: does its moves if it was committed.

@@ -15,6 +15,8 @@ use shared::SharedBlocks;
 
 /// Bytes of a block that `st_blocks` counts.
 const BLOCK: u64 = 512;
+/// `ENOTCONN`.
+const DEAD_MOUNT: i32 = rustix::io::Errno::NOTCONN.raw_os_error();
 
 /// What an image takes.
 #[derive(Debug, Clone)]
@@ -92,11 +94,18 @@ impl Meter {
     fn tree(&mut self, path: &Path) -> Result<u64> {
         let mut bytes = 0;
         let mut todo = vec![path.to_owned()];
+        let device = fs::symlink_metadata(path).ok().map(|m| m.dev());
         while let Some(next) = todo.pop() {
             let metadata = match fs::symlink_metadata(&next) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                // The mount of a container whose daemon has died.
+                Err(error) if error.raw_os_error() == Some(DEAD_MOUNT) => continue,
                 other => other.context("looking at", &next)?,
             };
+            // What is mounted here, a container's merged tree for one, is not the store's.
+            if device.is_some_and(|device| device != metadata.dev()) {
+                continue;
+            }
             if metadata.is_dir() {
                 match fs::read_dir(&next) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,

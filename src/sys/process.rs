@@ -53,6 +53,20 @@ pub fn block_signals(signals: &[i32]) -> Result<(), Errno> {
     }
 }
 
+/// Takes back [`block_signals`], for this thread.
+///
+/// # Errors
+/// `EINVAL` when a number is not a signal.
+pub fn unblock_signals(signals: &[i32]) -> Result<(), Errno> {
+    let set = signal_set(signals)?;
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) }
+    {
+        0 => Ok(()),
+        e => Err(Errno::from_raw_os_error(e)),
+    }
+}
+
 /// Waits for one of `signals`, which must be blocked, and returns its number.
 ///
 /// # Errors
@@ -67,6 +81,68 @@ pub fn wait_signal(signals: &[i32]) -> Result<i32, Errno> {
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// Waits for one of `signals`, which must be blocked: its number, and whether a process has sent it rather than the
+/// kernel, as it does for keys of a terminal.
+///
+/// # Errors
+/// `EINVAL` when a number is not a signal.
+pub fn wait_signal_sender(signals: &[i32]) -> Result<(i32, bool), Errno> {
+    let set = signal_set(signals)?;
+    loop {
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the set is initialised, and `info` has room for what the kernel writes.
+        let signal = unsafe { libc::sigwaitinfo(&raw const set, info.as_mut_ptr()) };
+        match check(c_long::from(signal)) {
+            Ok(_) => {
+                // SAFETY: all bytes are initialised: it was zeroed, and the kernel has filled it in.
+                let info = unsafe { info.assume_init() };
+                return Ok((signal, info.si_code <= libc::SI_USER));
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Takes over a descriptor that the process was started with, and lets no child inherit it. To be called once for a
+/// number, by who knows that nothing else here has it.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub fn inherited_fd(number: i32) -> Result<std::os::fd::OwnedFd, Errno> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: fcntl touches no memory; it fails for what is not open.
+    let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    check(c_long::from(result))?;
+    // SAFETY: it is open, and the caller says that nobody else owns it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets the child start with no signal blocked, whatever this process blocks.
+pub fn unblock_signals_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: sigemptyset and sigprocmask are safe to be called between fork and exec, and nothing else is.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+            libc::sigemptyset(set.as_mut_ptr());
+            match libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+}
+
+/// Lets the child start in a session of its own, without a terminal that could end it.
+pub fn start_session_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: setsid is safe to be called between fork and exec, and nothing else is.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?));
     }
 }
 

@@ -48,7 +48,12 @@ impl Layer {
     pub fn link(mut self, kind: EntryType, path: &str, target: &str) -> Layer {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(0o777);
+        // As archivers do: a hard link comes with the mode of the file, here that of `file`. Some programs (podman)
+        // give the file that mode.
+        header.set_mode(match kind {
+            EntryType::Link => 0o644,
+            _ => 0o777,
+        });
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(1_600_000_000);

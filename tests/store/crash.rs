@@ -28,7 +28,7 @@ use crate::support::files::cut_power;
 use crate::support::{Scratch, pattern, require_program, require_root, rounds, run};
 
 /// A file system in a file that can be brought back to a former state.
-struct Disk {
+pub struct Disk {
     scratch: Scratch,
 }
 
@@ -43,7 +43,7 @@ fn leave_the_mounts_of_others() {
 }
 
 impl Disk {
-    fn new(mkfs: &str, args: &[&str], size: u64) -> Disk {
+    pub fn new(mkfs: &str, args: &[&str], size: u64) -> Disk {
         require_program(mkfs);
         let scratch = Scratch::new();
         let image = scratch.join("image");
@@ -131,11 +131,30 @@ fn open(root: &Path, fault: Option<Arc<dyn Fault>>) -> Store {
     Store::open(root, StoreOptions { sync: true, fault }).unwrap()
 }
 
+/// The name of images that are made by commits.
+pub const COMMITTED: &str = "committed:1";
+
 /// What a store shows: names, images, and the layers that images have.
 fn shown(store: &Store) -> Vec<String> {
     let mut shown = Vec::new();
+    for container in store.containers().unwrap() {
+        let has_trees = store.container_tree(&container).is_ok();
+        assert!(has_trees, "{} is not whole", container.id);
+        shown.push(format!("container {} {}", container.id, container.name()));
+    }
     for image in store.images().unwrap() {
-        shown.push(format!("{} {:?}", image.id, image.names));
+        // What a commit makes has the time in its config.
+        let is_committed = image.names.iter().any(|name| name == COMMITTED);
+        let id = if is_committed {
+            String::new()
+        } else {
+            image.id.to_string()
+        };
+        shown.push(format!(
+            "{id} {:?} {:?}",
+            image.names,
+            image.config.diff_ids()
+        ));
         for chain in image.config.chain_ids().unwrap() {
             assert!(
                 store.layer(&chain).unwrap().is_some(),
@@ -181,9 +200,9 @@ fn assert_sound(root: &Path, what: &str) {
 }
 
 /// A change of the store.
-type Operation = fn(&Store, &Path) -> Result<()>;
+pub type Operation = fn(&Store, &Path) -> Result<()>;
 
-fn first() -> Image {
+pub fn first() -> Image {
     Image::new("first:1", rich_layers())
 }
 
@@ -224,7 +243,7 @@ fn collect(store: &Store, _: &Path) -> Result<()> {
 }
 
 /// Runs `operation` with the power cut at each of its steps.
-fn cut_everywhere(disk: &Disk, name: &str, prepare: Operation, operation: Operation) {
+pub fn cut_everywhere(disk: &Disk, name: &str, prepare: Operation, operation: Operation) {
     let archives = Scratch::new();
     let write = |name: &str, image: &Image, oci: bool| {
         let images = std::slice::from_ref(image);
@@ -294,7 +313,7 @@ fn cut_everywhere(disk: &Disk, name: &str, prepare: Operation, operation: Operat
     disk.unmount();
 }
 
-fn nothing(_: &Store, _: &Path) -> Result<()> {
+pub fn nothing(_: &Store, _: &Path) -> Result<()> {
     Ok(())
 }
 
@@ -339,10 +358,10 @@ fn the_power_is_cut_at_every_step_on_xfs() {
 }
 
 /// xorshift64*: repeatable work.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -31,6 +31,10 @@ pub(super) struct Attributes {
     pub(super) opaque: bool,
     /// `overlay.opaque=x`: files in it may be whiteouts.
     pub(super) may_hold_xattr_whiteouts: bool,
+    /// `overlay.metacopy`: its data is in a layer below.
+    pub(super) metacopy: bool,
+    /// `overlay.redirect`: where its lower part is.
+    pub(super) redirect: Option<Vec<u8>>,
 }
 
 /// Reads objects.
@@ -61,6 +65,22 @@ impl<'a> Reader<'a> {
         let key = self.options.namespace.key(OverlayKey::Whiteout);
         Ok(is_whiteout_device(stat.st_mode, major, minor)
             || (by_xattr && is_file && get_at(dir, name, key)?.is_some()))
+    }
+
+    /// As [`read`](Self::read), for what must not depend on the layers below.
+    pub(super) fn read_whole(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<Attributes, Failure> {
+        let attributes = self.read(dir, name)?;
+        if attributes.metacopy {
+            return Err(PackProblem::Metacopy.into());
+        }
+        if attributes.redirect.is_some() && attributes.file_type == libc::S_IFDIR {
+            return Err(PackProblem::Redirect.into());
+        }
+        Ok(attributes)
     }
 
     /// What `name` in `dir` is and has (empty: `dir` itself).
@@ -105,6 +125,8 @@ impl<'a> Reader<'a> {
             xattrs: Vec::new(),
             opaque: false,
             may_hold_xattr_whiteouts: false,
+            metacopy: false,
+            redirect: None,
             stat,
         })
     }
@@ -119,9 +141,9 @@ impl<'a> Reader<'a> {
         } else if key == b"user.fuseoverlayfs.opaque" && is_dir {
             to.opaque |= value == b"y";
         } else if is(OverlayKey::Metacopy) {
-            return Err(PackProblem::Metacopy.into());
-        } else if is(OverlayKey::Redirect) && is_dir {
-            return Err(PackProblem::Redirect.into());
+            to.metacopy = true;
+        } else if is(OverlayKey::Redirect) {
+            to.redirect = Some(value);
         } else if key == USER_CONTAINERS.to_bytes() {
             if self.options.override_stat {
                 let stat = OverrideStat::parse(&value).map_err(|_| PackProblem::OverrideStat)?;

@@ -1,6 +1,5 @@
 //! The archive on its way out: digested, and recorded.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 
 use super::{Failure, PackProblem};
@@ -32,7 +31,11 @@ impl<'r, W: Write> Output<'r, W> {
     }
 
     /// Writes an entry; its body is that of `file`, which has to have exactly its length.
-    pub(super) fn entry(&mut self, entry: &Entry, file: Option<&mut File>) -> Result<(), Failure> {
+    pub(super) fn entry(
+        &mut self,
+        entry: &Entry,
+        file: Option<&mut dyn Read>,
+    ) -> Result<(), Failure> {
         self.entries += 1;
         let headers = headers(entry);
         self.out.write_all(&headers).map_err(Failure::Write)?;
@@ -54,7 +57,7 @@ impl<'r, W: Write> Output<'r, W> {
         self.out.write_all(padding).map_err(Failure::Write)
     }
 
-    fn body(&mut self, file: &mut File, size: u64) -> Result<[u8; 8], Failure> {
+    fn body(&mut self, file: &mut dyn Read, size: u64) -> Result<[u8; 8], Failure> {
         let mut crc = Crc64::new();
         let mut left = size;
         loop {

@@ -19,7 +19,7 @@ use crate::store::codec::tar::{Entry, EntryKind, Time};
 /// The state of a packing.
 pub(super) struct Walk<'a, 'r, W> {
     options: &'a Options,
-    reader: Reader<'a>,
+    pub(super) reader: Reader<'a>,
     output: Output<'r, W>,
     /// The first name of every file with more than one.
     links: HashMap<(u64, u64), Vec<u8>>,
@@ -56,7 +56,7 @@ impl<'a, 'r, W: Write> Walk<'a, 'r, W> {
 
     pub(super) fn root(&mut self, root: BorrowedFd<'_>) -> Result<(), PackError> {
         let at = |failure: Failure| failure.at(b"/");
-        let attributes = self.reader.read(root, b"").map_err(at)?;
+        let attributes = self.reader.read_whole(root, b"").map_err(at)?;
         self.directory(root, b".", b"./", attributes)
     }
 
@@ -158,18 +158,20 @@ impl<'a, 'r, W: Write> Walk<'a, 'r, W> {
     fn object(&mut self, level: &Level, name: &[u8], path: &[u8]) -> Result<(), PackError> {
         let dir = level.fd.as_fd();
         let at = |failure: Failure| failure.at(path);
-        let attributes = self.reader.read(dir, name).map_err(at)?;
+        let attributes = self.reader.read_whole(dir, name).map_err(at)?;
         if attributes.file_type == libc::S_IFDIR {
             let path = [path, b"/"].concat();
             return self.directory(dir, name, &path, attributes);
         }
-        self.leaf(dir, name, path, &attributes).map_err(at)
+        self.leaf((dir, name), (dir, name), path, &attributes)
+            .map_err(at)
     }
 
-    fn leaf(
+    /// Packs what is no directory. Its data may be elsewhere.
+    pub(super) fn leaf(
         &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
+        (dir, name): (BorrowedFd<'_>, &[u8]),
+        data: (BorrowedFd<'_>, &[u8]),
         path: &[u8],
         attributes: &Attributes,
     ) -> Result<(), Failure> {
@@ -190,7 +192,7 @@ impl<'a, 'r, W: Write> Walk<'a, 'r, W> {
         }
         let (major, minor) = attributes.device;
         let kind = match attributes.file_type {
-            libc::S_IFREG => return self.file(dir, name, path, attributes),
+            libc::S_IFREG => return self.file(data, path, attributes),
             libc::S_IFLNK => EntryKind::Symlink(link_target(dir, name, attributes)?),
             libc::S_IFCHR => EntryKind::Char { major, minor },
             libc::S_IFBLK => EntryKind::Block { major, minor },
@@ -202,23 +204,80 @@ impl<'a, 'r, W: Write> Walk<'a, 'r, W> {
 
     fn file(
         &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
+        (dir, name): (BorrowedFd<'_>, &[u8]),
         path: &[u8],
         attributes: &Attributes,
     ) -> Result<(), Failure> {
-        let before = &attributes.stat;
         let mut file = open_file(dir, name)?;
-        let size = u64::try_from(before.st_size).unwrap_or_default();
+        let before = rustix::fs::fstat(&file)?;
+        if attributes.metacopy && before.st_size != attributes.stat.st_size {
+            return Err(PackProblem::Metacopy.into());
+        }
+        let size = u64::try_from(attributes.stat.st_size).unwrap_or_default();
         let entry = entry(path, EntryKind::File, attributes, size);
+        if self.options.live {
+            let mut body = Padded { file, left: size };
+            self.output.entry(&entry, Some(&mut body))?;
+            self.bytes += size;
+            return Ok(());
+        }
         self.output.entry(&entry, Some(&mut file))?;
         let after = rustix::fs::fstat(&file)?;
-        let times = |stat: &rustix::fs::Stat| (stat.st_mtime, stat.st_mtime_nsec);
-        if (after.st_ino, times(&after)) != (before.st_ino, times(before)) {
+        let times = |stat: &rustix::fs::Stat| (stat.st_ino, stat.st_mtime, stat.st_mtime_nsec);
+        let looked_at = if attributes.metacopy {
+            times(&before)
+        } else {
+            times(&attributes.stat)
+        };
+        if times(&after) != looked_at {
             return Err(PackProblem::Changed.into());
         }
         self.bytes += size;
         Ok(())
+    }
+
+    /// Writes the entry of a directory; `path` ends with a slash.
+    pub(super) fn directory_entry(
+        &mut self,
+        path: &[u8],
+        attributes: &Attributes,
+    ) -> Result<(), Failure> {
+        let entry = entry(path, EntryKind::Dir, attributes, 0);
+        self.output.entry(&entry, None)
+    }
+
+    /// Writes the mark that hides what the layers below have in a directory; `dir` ends with a slash, or is empty.
+    pub(super) fn opaque_mark(&mut self, dir: &[u8]) -> Result<(), Failure> {
+        let mark = [dir, OPAQUE_MARK].concat();
+        self.output.entry(&whiteout_entry(mark), None)
+    }
+
+    /// Writes the file that hides `name` of a directory.
+    pub(super) fn whiteout(&mut self, dir: &[u8], name: &[u8]) -> Result<(), Failure> {
+        let hiding = whiteout_name(OsStr::from_bytes(name)).ok_or(PackProblem::LongWhiteout)?;
+        let path = [dir, hiding.as_slice()].concat();
+        self.output.entry(&whiteout_entry(path), None)
+    }
+}
+
+/// A file that somebody may be writing: exactly so many bytes, zeros where it has become shorter.
+struct Padded {
+    file: File,
+    left: u64,
+}
+
+impl Read for Padded {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let length = buffer.len().min(most);
+        let wanted = buffer.get_mut(..length).unwrap_or_default();
+        let mut read = self.file.read(wanted)?;
+        if read == 0 {
+            wanted.fill(0);
+            read = wanted.len();
+        }
+        self.left -= read as u64;
+        Ok(read)
     }
 }
 

@@ -1,0 +1,97 @@
+//! The layer between an image and what a container changes: what every container has to find in its tree, as far
+//! as the image doesn't have it, so that runtimes can mount over it.
+
+use std::path::{Path, PathBuf};
+
+use crate::store::changes::shows;
+use crate::store::dedup::copy_directory_attributes;
+use crate::store::disk::{Disk, Step};
+use crate::store::error::{Context as _, Result};
+
+/// What is made at a path.
+enum Kind {
+    Dir,
+    File,
+    Link(&'static str),
+}
+
+/// Docker's list.
+const ENTRIES: &[(&str, Kind)] = &[
+    ("dev/pts", Kind::Dir),
+    ("dev/shm", Kind::Dir),
+    ("proc", Kind::Dir),
+    ("sys", Kind::Dir),
+    (".dockerenv", Kind::File),
+    ("etc/resolv.conf", Kind::File),
+    ("etc/hosts", Kind::File),
+    ("etc/hostname", Kind::File),
+    ("dev/console", Kind::File),
+    ("etc/mtab", Kind::Link("/proc/mounts")),
+];
+const MODE: u32 = 0o755;
+
+/// Fills the tree at `diff`, relative to the root, over the image's trees, topmost first. Directories on the way get
+/// the attributes that the image shows.
+pub(super) fn fill(disk: &Disk, diff: &Path, image: &[PathBuf]) -> Result<()> {
+    let mut copied = Vec::new();
+    for (path, kind) in ENTRIES {
+        let path = Path::new(path);
+        if shown_at(image, path).is_some() || !ensure_parents(disk, diff, image, path, &mut copied)?
+        {
+            continue;
+        }
+        let to = diff.join(path);
+        match kind {
+            Kind::Dir => disk.ensure_dir(to, MODE)?,
+            Kind::File => disk.write(to, b"", MODE)?,
+            Kind::Link(target) => disk.symlink(target, to)?,
+        }
+    }
+    // Last, since what was made in them has changed their times.
+    for (from, to) in copied.iter().rev() {
+        disk.announce(Step::WriteFile)
+            .and_then(|()| copy_directory_attributes(from, &disk.path(to)))
+            .context("completing", to)?;
+    }
+    if let Some(root) = image.first() {
+        disk.announce(Step::WriteFile)
+            .and_then(|()| copy_directory_attributes(root, &disk.path(diff)))
+            .context("completing", diff)?;
+    }
+    Ok(())
+}
+
+/// Makes the directories above a path. `false`: the image has something else there.
+fn ensure_parents(
+    disk: &Disk,
+    diff: &Path,
+    image: &[PathBuf],
+    path: &Path,
+    copied: &mut Vec<(PathBuf, PathBuf)>,
+) -> Result<bool> {
+    let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else {
+        return Ok(true);
+    };
+    let to = diff.join(parent);
+    let shown = shown_at(image, parent);
+    if shown
+        .as_ref()
+        .is_some_and(|shown| !shown.symlink_metadata().is_ok_and(|m| m.is_dir()))
+    {
+        return Ok(false);
+    }
+    if disk.path(&to).is_dir() {
+        return Ok(true);
+    }
+    disk.ensure_dir(&to, MODE)?;
+    copied.extend(shown.map(|from| (from, to)));
+    Ok(true)
+}
+
+/// Where the object is that the trees show at a path.
+fn shown_at(trees: &[PathBuf], path: &Path) -> Option<PathBuf> {
+    let found = trees
+        .iter()
+        .find_map(|tree| shows(tree, path).map(|is_shown| is_shown.then(|| tree.join(path))));
+    found.flatten()
+}
