@@ -1,6 +1,8 @@
 //! The layer between an image and what a container changes: what every container has to find in its tree, as far
 //! as the image doesn't have it, so that runtimes can mount over it.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::store::changes::shows;
@@ -33,11 +35,12 @@ const MODE: u32 = 0o755;
 /// Fills the tree at `diff`, relative to the root, over the image's trees, topmost first. Directories on the way get
 /// the attributes that the image shows.
 pub(super) fn fill(disk: &Disk, diff: &Path, image: &[PathBuf]) -> Result<()> {
+    let mut trees = Trees::new(image);
     let mut copied = Vec::new();
     for (path, kind) in ENTRIES {
         let path = Path::new(path);
-        if shown_at(image, path).is_some() || !ensure_parents(disk, diff, image, path, &mut copied)?
-        {
+        let shown = trees.shown_at(path).is_some();
+        if shown || !ensure_parents(disk, diff, &mut trees, path, &mut copied)? {
             continue;
         }
         let to = diff.join(path);
@@ -65,7 +68,7 @@ pub(super) fn fill(disk: &Disk, diff: &Path, image: &[PathBuf]) -> Result<()> {
 fn ensure_parents(
     disk: &Disk,
     diff: &Path,
-    image: &[PathBuf],
+    trees: &mut Trees<'_>,
     path: &Path,
     copied: &mut Vec<(PathBuf, PathBuf)>,
 ) -> Result<bool> {
@@ -73,7 +76,7 @@ fn ensure_parents(
         return Ok(true);
     };
     let to = diff.join(parent);
-    let shown = shown_at(image, parent);
+    let shown = trees.shown_at(parent);
     if shown
         .as_ref()
         .is_some_and(|shown| !shown.symlink_metadata().is_ok_and(|m| m.is_dir()))
@@ -88,10 +91,61 @@ fn ensure_parents(
     Ok(true)
 }
 
-/// Where the object is that the trees show at a path.
-fn shown_at(trees: &[PathBuf], path: &Path) -> Option<PathBuf> {
-    let found = trees
-        .iter()
-        .find_map(|tree| shows(tree, path).map(|is_shown| is_shown.then(|| tree.join(path))));
-    found.flatten()
+/// The trees of an image, topmost first.
+struct Trees<'a> {
+    all: &'a [PathBuf],
+    /// By names at the root: the trees that show or hide them. Few of many do.
+    having: HashMap<OsString, Vec<&'a PathBuf>>,
+}
+
+impl<'a> Trees<'a> {
+    fn new(all: &'a [PathBuf]) -> Trees<'a> {
+        Trees {
+            all,
+            having: HashMap::new(),
+        }
+    }
+
+    /// Where the object is that the trees show at a path.
+    fn shown_at(&mut self, path: &Path) -> Option<PathBuf> {
+        let top = Path::new(path.components().next()?.as_os_str());
+        let all = self.all.iter();
+        let having = self
+            .having
+            .entry(top.as_os_str().to_owned())
+            .or_insert_with(|| all.filter(|tree| shows(tree, top).is_some()).collect());
+        let found = having.iter().find_map(|tree| {
+            let is_shown = shows(tree, path)?;
+            Some(is_shown.then(|| tree.join(path)))
+        });
+        found.flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_topmost_tree_that_says_something_decides() {
+        let scratch = tempfile::tempdir().unwrap();
+        let tree = |name: &str| scratch.path().join(name);
+        for dir in ["top/etc", "middle/etc/x", "bottom/etc/x", "bottom/usr"] {
+            fs::create_dir_all(tree(dir)).unwrap();
+        }
+        fs::write(tree("top/.wh.usr"), "").unwrap();
+        fs::write(tree("bottom/etc/x/deep"), "").unwrap();
+        let image = [tree("top"), tree("middle"), tree("bottom")];
+        let mut trees = Trees::new(&image);
+        let mut shown = |path: &str| trees.shown_at(Path::new(path));
+        assert_eq!(shown("etc"), Some(tree("top/etc")));
+        assert_eq!(shown("etc/x"), Some(tree("middle/etc/x")));
+        assert_eq!(shown("etc/x/deep"), Some(tree("bottom/etc/x/deep")));
+        assert_eq!(
+            (shown("usr"), shown("dev"), shown("etc/y")),
+            (None, None, None)
+        );
+    }
 }
