@@ -148,16 +148,13 @@ scenario_killed() {
     before=$(daemons)
     c=$(buildah from layers:1)
     buildah run --network none "$c" -- sh -c 'echo kept >/srv/kept; sync; sleep 1000' >/dev/null 2>&1 &
-    if [ "$DRIVER" = kernel ]; then
-        sleep 1
-        pkill -9 -x sleep || true
-    else
-        wait_for sh -c "pgrep -x sleep"
+    wait_for pgrep -x sleep
+    if [ "$DRIVER" != kernel ]; then
         pid=$(comm -13 <(sort <<<"$before") <(daemons | sort))
         [ "$(wc -w <<<"$pid")" = 1 ] || fail "daemons before: $before, new: $pid"
         in_engine kill -9 "$pid"
-        pkill -9 -x sleep || true
     fi
+    pkill -9 -x sleep || true
     wait $! || true
     buildah umount "$c" >/dev/null 2>&1 || true
     buildah run --network none "$c" -- sh -c 'cat /srv/kept; ls /usr/share/tree; echo again >/srv/kept; cat /srv/kept'
