@@ -7,10 +7,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::mounts::{self, Driver, MergedTree};
-use super::stored::{self, Place, age, human, print_json, table};
+use super::stored::{self, Place, age, human, print_changes, print_json, table};
 use super::{Failure, print, run};
 use crate::store::Store;
-use crate::store::changes::ChangeKind;
 use crate::store::container::change::Change;
 use crate::store::container::commit::CommitOptions;
 use crate::store::container::mounts::MountNotes;
@@ -487,33 +486,7 @@ fn diff(args: &DiffArgs, store: &Store) -> Result<(), Failure> {
     }
     let options = settle(store, &container)?;
     let changes = store.container_tree(&container)?.changes(&options)?;
-    let letter = |kind: ChangeKind| match kind {
-        ChangeKind::Added => "A",
-        ChangeKind::Changed => "C",
-        ChangeKind::Deleted => "D",
-    };
-    if args.json {
-        let list: Vec<Value> = changes
-            .iter()
-            .map(|change| json!({"kind": letter(change.kind), "path": change.path.to_string_lossy()}))
-            .collect();
-        return print_json(&list.into());
-    }
-    let mut text = Vec::new();
-    for change in &changes {
-        text.extend_from_slice(letter(change.kind).as_bytes());
-        text.push(b' ');
-        text.extend_from_slice(std::os::unix::ffi::OsStrExt::as_bytes(
-            change.path.as_os_str(),
-        ));
-        text.push(b'\n');
-    }
-    match io::stdout().lock().write_all(&text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("writing to stdout: {error}")))
-        }
-        _ => Ok(()),
-    }
+    print_changes(&changes, args.json)
 }
 
 fn write_tar(

@@ -8,10 +8,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::image::{UnpackArgs, to_file};
-use super::stored::{self, Place, human, print_json, table};
+use super::stored::{self, Place, human, print_changes, print_json, table};
 use super::{Failure, print};
 use crate::store::Store;
-use crate::store::changes::ChangeKind;
 use crate::store::ids::short;
 use crate::store::layout::{self, LayerRecord};
 use crate::store::load;
@@ -199,35 +198,7 @@ fn apply(args: &ApplyArgs, store: &Store) -> Result<(), Failure> {
 fn diff(args: &DiffArgs, store: &Store) -> Result<(), Failure> {
     let layer = store.find_layer(&args.layer)?;
     let changes = store.changes(&layer)?;
-    let letter = |kind: ChangeKind| match kind {
-        ChangeKind::Added => "A",
-        ChangeKind::Changed => "C",
-        ChangeKind::Deleted => "D",
-    };
-    if args.json {
-        let list: Vec<Value> = changes
-            .iter()
-            .map(|change| json!({"kind": letter(change.kind), "path": change.path.to_string_lossy()}))
-            .collect();
-        return print_json(&list.into());
-    }
-    let mut out = BufWriter::new(io::stdout().lock());
-    for change in &changes {
-        let path = std::os::unix::ffi::OsStrExt::as_bytes(change.path.as_os_str());
-        let line = [letter(change.kind).as_bytes(), b" ", path, b"\n"].concat();
-        match out.write_all(&line) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            other => {
-                other.map_err(|error| Failure::failed(format!("writing to stdout: {error}")))?
-            }
-        }
-    }
-    match out.flush() {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("writing to stdout: {error}")))
-        }
-        _ => Ok(()),
-    }
+    print_changes(&changes, args.json)
 }
 
 fn export(args: &ExportArgs, store: &Store) -> Result<(), Failure> {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
-use rustix::process::Resource;
 
 use super::daemon::{Reporter, detach};
 use super::plan::MountPlan;
@@ -46,12 +45,13 @@ pub fn serve(plan: MountPlan, reporter: &Arc<Reporter>) -> Result<(), Failure> {
 
 /// Lets this process have many open files, at once. Before there are threads: that is faster.
 fn open_files() {
-    if let Err(errno) = raise_nofile() {
+    let limit = raise_nofile().unwrap_or_else(|errno| {
         tracing::warn!("the limit on open files can't be raised: {errno}");
-    }
-    let limit = rustix::process::getrlimit(Resource::Nofile).current;
-    let held = limit.map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX));
-    let held = held.min(CACHED_DESCRIPTORS);
+        1024
+    });
+    let held = u32::try_from(limit)
+        .unwrap_or(u32::MAX)
+        .min(CACHED_DESCRIPTORS);
     if let Err(errno) = make_room_for_descriptors(std::io::stderr().as_fd(), held) {
         tracing::debug!("the table of open files grows by and by: {errno}");
     }

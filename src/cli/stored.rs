@@ -1,16 +1,17 @@
 //! What the commands of the store share: opening it, tables, sizes, progress.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::format::keys::Namespace;
+use crate::store::changes::{Change, ChangeKind};
 use crate::store::error::StoreError;
 use crate::store::load::Progress;
 use crate::store::pack;
@@ -126,6 +127,39 @@ pub fn print_json(value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::failed(format!("writing JSON: {error}")))?;
     print(&format!("{text}\n"))
+}
+
+/// Prints what changed, a line each: `A` added, `C` changed, `D` deleted, and the path.
+pub fn print_changes(changes: &[Change], as_json: bool) -> Result<(), Failure> {
+    let letter = |kind: ChangeKind| match kind {
+        ChangeKind::Added => "A",
+        ChangeKind::Changed => "C",
+        ChangeKind::Deleted => "D",
+    };
+    if as_json {
+        let list: Vec<Value> = changes
+            .iter()
+            .map(|change| json!({"kind": letter(change.kind), "path": change.path.to_string_lossy()}))
+            .collect();
+        return print_json(&list.into());
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    for change in changes {
+        let path = std::os::unix::ffi::OsStrExt::as_bytes(change.path.as_os_str());
+        let line = [letter(change.kind).as_bytes(), b" ", path, b"\n"].concat();
+        match out.write_all(&line) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            other => {
+                other.map_err(|error| Failure::failed(format!("writing to stdout: {error}")))?
+            }
+        }
+    }
+    match out.flush() {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("writing to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Rows in aligned columns. Columns whose heading ends with `>` are aligned to the right.

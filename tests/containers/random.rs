@@ -228,21 +228,19 @@ fn make_case(store: &TestStore, seed: u64) -> Case {
     }
 }
 
+/// Writes the container's changes to a file, as a layer's tar.
+fn write_diff(store: &TestStore, case: &Case, tar: &Path) {
+    let (name, tar) = (format!("c{}", case.seed), tar.to_str().unwrap());
+    store.run(&["container", "diff", "--tar", "-o", tar, &name]);
+}
+
 fn check_rovl(store: &TestStore, case: &Case, base: &str) {
     let mounted = store.text(&["image", "mount", &case.image]);
     case.assert_shown_by(Path::new(mounted.trim()), "rovl");
     umount(store, &case.image);
     // The tar by itself is that layer.
     let tar = store.scratch.join("diff.tar");
-    let name = format!("c{}", case.seed);
-    store.run(&[
-        "container",
-        "diff",
-        "--tar",
-        "-o",
-        tar.to_str().unwrap(),
-        &name,
-    ]);
+    write_diff(store, case, &tar);
     let applied = store.json(&[
         "layer",
         "apply",
@@ -265,15 +263,7 @@ fn check_umoci(store: &TestStore, case: &Case, layout: &Path) {
     );
     let base = format!("{}:base", layout.display());
     let tar = scratch.join("diff.tar");
-    let name = format!("c{}", case.seed);
-    store.run(&[
-        "container",
-        "diff",
-        "--tar",
-        "-o",
-        tar.to_str().unwrap(),
-        &name,
-    ]);
+    write_diff(store, case, &tar);
     let new_tag = format!("s{}", case.seed);
     let args = [
         "raw",

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use rovl::format::keys::Namespace;
 use rovl::store::container::commit::CommitOptions;
@@ -13,7 +11,9 @@ use rovl::store::load::{LoadOptions, Quiet};
 use rovl::store::{Store, pack, unpack};
 
 use crate::builder::{archive, docker_members};
-use crate::crash::{COMMITTED, Disk, Operation, Random, cut_everywhere, first, nothing};
+use crate::crash::{
+    COMMITTED, Disk, Operation, Random, cut_everywhere, first, kill_while_they_run, nothing,
+};
 use crate::rovl_command::TestStore;
 use crate::support::{require_root, rounds};
 
@@ -100,32 +100,8 @@ fn commands_for_containers_killed_at_any_moment_leave_a_sound_store() {
         &["image", "rm", "two:1"],
         &["store", "gc"],
     ];
-    let mut random = Random(0xc0ffee);
-    let mut killed = 0;
     let kills = rounds(KILLS);
-    for round in 0..kills {
-        let command = commands[random.below(6) as usize];
-        let mut child = store
-            .command(command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_micros(500 + random.below(30_000)));
-        child.kill().unwrap();
-        killed += u64::from(child.wait().unwrap().code().is_none());
-        if round % 25 == 24 {
-            store.run(&["store", "fsck"]);
-        }
-    }
-    assert!(
-        killed > kills / 10,
-        "only {killed} of {kills} were still running"
-    );
-    store.run(&["store", "gc"]);
-    store.assert_clean();
-    store.assert_accounted();
+    kill_while_they_run(&store, &commands, kills, 30_000, Random(0xc0ffee));
     for container in store
         .json(&["container", "ls", "--json"])
         .as_array()

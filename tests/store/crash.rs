@@ -372,6 +372,42 @@ impl Random {
 /// Moments at which commands are killed.
 const KILLS: u64 = 500;
 
+/// Runs commands in a random order, kills each within so many microseconds, and checks the store: now and then
+/// meanwhile, and after a last `gc`.
+pub fn kill_while_they_run(
+    store: &TestStore,
+    commands: &[&[&str]],
+    kills: u64,
+    within: u64,
+    mut random: Random,
+) {
+    let mut killed = 0;
+    for round in 0..kills {
+        let command = commands[random.below(commands.len() as u64) as usize];
+        let mut child = store
+            .command(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(500 + random.below(within)));
+        child.kill().unwrap();
+        // A child that had ended already gives its own status.
+        killed += u64::from(child.wait().unwrap().code().is_none());
+        if round % 25 == 24 {
+            store.run(&["store", "fsck"]);
+        }
+    }
+    assert!(
+        killed > kills / 10,
+        "only {killed} of {kills} were still running when they were killed"
+    );
+    store.run(&["store", "gc"]);
+    store.assert_clean();
+    store.assert_accounted();
+}
+
 #[test]
 fn commands_killed_at_any_moment_leave_a_sound_store() {
     require_root();
@@ -389,33 +425,8 @@ fn commands_killed_at_any_moment_leave_a_sound_store() {
         &["image", "rm", "third:1"],
         &["store", "gc"],
     ];
-    let mut random = Random(0x5eed);
     let kills = rounds(KILLS);
-    let mut killed = 0;
-    for round in 0..kills {
-        let command = commands[random.below(7) as usize];
-        let mut child = store
-            .command(command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_micros(500 + random.below(40_000)));
-        child.kill().unwrap();
-        // A child that had ended already gives its own status.
-        killed += u64::from(child.wait().unwrap().code().is_none());
-        if round % 25 == 24 {
-            store.run(&["store", "fsck"]);
-        }
-    }
-    assert!(
-        killed > kills / 10,
-        "only {killed} of {kills} were still running when they were killed"
-    );
-    store.run(&["store", "gc"]);
-    store.assert_clean();
-    store.assert_accounted();
+    kill_while_they_run(&store, &commands, kills, 40_000, Random(0x5eed));
     for command in &commands[..2] {
         expect_success(store.try_run(command));
     }

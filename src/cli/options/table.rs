@@ -465,6 +465,15 @@ pub fn boolean(value: &OsStr) -> Option<bool> {
     }
 }
 
+/// The one of the three that the value names.
+fn off_on_auto<T>(value: &OsStr, [off, on, auto]: [T; 3]) -> Option<T> {
+    match boolean(value) {
+        Some(false) => Some(off),
+        Some(true) => Some(on),
+        None => (value == "auto").then_some(auto),
+    }
+}
+
 fn number(value: &OsStr) -> Option<u32> {
     value.to_str()?.parse().ok()
 }
@@ -494,12 +503,7 @@ fn set_redirect_dir(options: &mut MountOptions, value: &OsStr) -> Option<()> {
 }
 
 fn set_xino(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    let mode = match (value.as_bytes(), boolean(value)) {
-        (b"auto", _) => Xino::Auto,
-        (_, Some(true)) => Xino::On,
-        (_, Some(false)) => Xino::Off,
-        _ => return None,
-    };
+    let mode = off_on_auto(value, [Xino::Off, Xino::On, Xino::Auto])?;
     options.xino = Some(mode);
     Some(())
 }
@@ -547,34 +551,25 @@ fn set_timeout(options: &mut MountOptions, value: &OsStr) -> Option<()> {
 }
 
 fn set_io_uring(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    let mode = match (value.as_bytes(), boolean(value)) {
-        (b"auto", _) => IoUring::Auto,
-        (_, Some(true)) => IoUring::On,
-        (_, Some(false)) => IoUring::Off,
-        _ => return None,
-    };
+    let mode = off_on_auto(value, [IoUring::Off, IoUring::On, IoUring::Auto])?;
     options.io_uring = Some(mode);
     Some(())
 }
 
 fn set_passthrough(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    let mode = match (value.as_bytes(), boolean(value)) {
-        (b"auto", _) => Passthrough::Auto,
-        (_, Some(true)) => Passthrough::On,
-        (_, Some(false)) => Passthrough::Off,
-        _ => return None,
-    };
+    let mode = off_on_auto(
+        value,
+        [Passthrough::Off, Passthrough::On, Passthrough::Auto],
+    )?;
     options.passthrough = Some(mode);
     Some(())
 }
 
 fn set_idle_polling(options: &mut MountOptions, value: &OsStr) -> Option<()> {
-    let mode = match (value.as_bytes(), boolean(value)) {
-        (b"auto", _) => IdlePolling::Auto,
-        (_, Some(true)) => IdlePolling::On,
-        (_, Some(false)) => IdlePolling::Off,
-        _ => return None,
-    };
+    let mode = off_on_auto(
+        value,
+        [IdlePolling::Off, IdlePolling::On, IdlePolling::Auto],
+    )?;
     options.idle_polling = Some(mode);
     Some(())
 }

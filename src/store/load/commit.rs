@@ -5,7 +5,6 @@ use std::io::Read;
 use super::plan::ImagePlan;
 use super::{LoadOptions, LoadedImage, Loader, Progress};
 use crate::store::Store;
-use crate::store::archive::resolve::Blob;
 use crate::store::config::Config;
 use crate::store::error::{Result, StoreError};
 use crate::store::ids::{DiffId, ImageId};
@@ -46,16 +45,7 @@ fn plan_of(raw: Vec<u8>, name: Option<Reference>) -> Result<ImagePlan> {
     let mut parent = None;
     let mut layers = Vec::new();
     for (diff_id, chain_id) in diff_ids.into_iter().zip(chain_ids) {
-        layers.push(LayerPlan {
-            diff_id,
-            chain_id,
-            parent,
-            blob: Blob {
-                name: diff_id.to_string(),
-                digest: None,
-                size: None,
-            },
-        });
+        layers.push(LayerPlan::unpacked(diff_id, chain_id, parent));
         parent = Some(chain_id);
     }
     Ok(ImagePlan {

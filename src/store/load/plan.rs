@@ -27,16 +27,7 @@ impl ImagePlan {
             id: ImageId::new(chain_id.0),
             raw: None,
             names: Vec::new(),
-            layers: vec![LayerPlan {
-                diff_id,
-                chain_id,
-                parent,
-                blob: Blob {
-                    name: diff_id.to_string(),
-                    digest: None,
-                    size: None,
-                },
-            }],
+            layers: vec![LayerPlan::unpacked(diff_id, chain_id, parent)],
         }
     }
 }
@@ -48,6 +39,26 @@ pub(super) struct LayerPlan {
     pub(super) parent: Option<ChainId>,
     /// Where the archive has it.
     pub(super) blob: Blob,
+}
+
+impl LayerPlan {
+    /// Of a layer that is unpacked already.
+    pub(super) fn unpacked(
+        diff_id: DiffId,
+        chain_id: ChainId,
+        parent: Option<ChainId>,
+    ) -> LayerPlan {
+        LayerPlan {
+            diff_id,
+            chain_id,
+            parent,
+            blob: Blob {
+                name: diff_id.to_string(),
+                digest: None,
+                size: None,
+            },
+        }
+    }
 }
 
 impl ImagePlan {
