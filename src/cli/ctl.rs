@@ -1,14 +1,13 @@
 //! `rovl ctl`: orders to the daemon of a mount.
 
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rustix::io::Errno;
 
 use super::{Failure, mounted, print};
-
-/// The extended attribute of a mount's root whose reading is the order.
-const REFRESH_XATTR: &str = "user.rovl.refresh";
+use crate::sys::fuse::ask_refresh;
 
 /// Give orders to the daemon of a mount.
 #[derive(Debug, Args)]
@@ -45,9 +44,8 @@ fn refresh(args: &RefreshArgs) -> Result<(), Failure> {
             "{shown} is a rovl mount whose daemon has died; `rovl umount {shown}` takes it away"
         )));
     }
-    let mut value = [0; 32];
-    let length =
-        rustix::fs::getxattr(&mounted.target, REFRESH_XATTR, &mut value[..]).map_err(|errno| {
+    let root = mounted::open_root(&mounted.target);
+    let names = root.and_then(|root| ask_refresh(root.as_fd())).map_err(|errno| {
             Failure::failed(match errno {
                 Errno::PERM | Errno::ACCESS => {
                     format!(
@@ -57,7 +55,6 @@ fn refresh(args: &RefreshArgs) -> Result<(), Failure> {
                 other => format!("refreshing {shown}: {other}"),
             })
         })?;
-    let names = String::from_utf8_lossy(value.get(..length).unwrap_or_default()).into_owned();
     print(&format!(
         "{shown}: looked at anew; {names} names dropped from the caches\n"
     ))

@@ -1,18 +1,16 @@
 //! Finding a rovl mount and asking its daemon for its counters.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::Failure;
 use crate::fuse::mount::{MountInfo, is_fuse, top_mount};
-
-/// The extended attribute of a mount's root that holds its counters as a JSON object.
-const STAT_XATTR: &str = "user.rovl.stat";
-/// The kernel's limit on a value.
-const XATTR_MAX: usize = 65536;
+use crate::sys::fuse::ask_stat;
 
 /// A rovl mount and what its daemon says.
 #[derive(Debug)]
@@ -105,12 +103,16 @@ fn mount_at(path: &Path) -> Result<Option<MountInfo>, Failure> {
     }
 }
 
+/// The root of the mount at `target`, for orders to its daemon.
+pub fn open_root(target: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(target, flags, Mode::empty())
+}
+
 /// Reads and parses the counters of the mount at `target`.
 fn read_counters(target: &Path) -> Result<Counters, Errno> {
-    let mut buffer = vec![0; XATTR_MAX];
-    let length = rustix::fs::getxattr(target, STAT_XATTR, &mut buffer)?;
-    buffer.truncate(length);
-    let raw = String::from_utf8(buffer).map_err(|_| Errno::NODATA)?;
+    let raw = ask_stat(open_root(target)?.as_fd())?;
+    let raw = String::from_utf8(raw).map_err(|_| Errno::NODATA)?;
     match serde_json::from_str(&raw) {
         Ok(Value::Object(fields)) => Ok(Counters { raw, fields }),
         _ => Err(Errno::NODATA),

@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 
 use super::answer::Answer;
-use super::refresh::REFRESH_XATTR;
-use super::service::{Done, Filesystem, STAT_XATTR, fits, in_group, xattr};
+use super::service::{Done, Filesystem, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
 use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
 use crate::overlay::{
     Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow, without_set_ids,
 };
+use crate::sys::fuse::{ORDER_REFRESH, ORDER_STAT};
 use crate::sys::xattr::SetFlags;
 
 impl Filesystem {
@@ -76,7 +76,7 @@ impl Filesystem {
             | Op::Removexattr { .. } => return self.carry_out_xattr(head, op, out),
             Op::Readdir { offset, size } => return self.readdir(node, offset, size, out),
             Op::Readdirplus { offset, size } => return self.readdirplus(node, offset, size, out),
-            Op::Ioctl(request) => self.ioctl(node, &request, out),
+            Op::Ioctl(request) => return self.ioctl(head, &request, out),
             Op::Fallocate {
                 offset,
                 length,
@@ -99,7 +99,7 @@ impl Filesystem {
                 flags,
                 kill_sgid,
             } => self.setxattr(head, (name, value), flags, kill_sgid, out),
-            Op::Getxattr { name, size } => self.getxattr(head, name, size, out),
+            Op::Getxattr { name, size } => self.getxattr(head.node, name, size, out).into(),
             Op::Listxattr { size } => self.listxattr(head, size, out).into(),
             Op::Removexattr { name } => self.removexattr(head.node, name).into(),
             _ => Answer::Error(Errno::NOSYS),
@@ -310,20 +310,12 @@ impl Filesystem {
         Ok(attr.perm & 0o2000 != 0 && !in_group(head, attr.gid))
     }
 
-    fn getxattr(&self, head: &Header, name: &OsStr, size: u32, out: &mut Out<'_>) -> Answer {
-        if head.node == ROOT_ID && name == REFRESH_XATTR {
-            return self.refresh(head, size, out);
-        }
-        if head.node == ROOT_ID && name == STAT_XATTR {
-            return xattr(out, size, &self.stat_json()).into();
-        }
+    fn getxattr(&self, node: u64, name: &OsStr, size: u32, out: &mut Out<'_>) -> Done {
         if !self.options.xattrs {
-            return Answer::Error(Errno::OPNOTSUPP);
+            // The kernel asks no more, and gives its clients EOPNOTSUPP.
+            return Err(Errno::NOSYS);
         }
-        match self.overlay.getxattr(head.node, name) {
-            Ok(value) => xattr(out, size, &value).into(),
-            Err(e) => Answer::Error(e),
-        }
+        xattr(out, size, &self.overlay.getxattr(node, name)?)
     }
 
     fn listxattr(&self, head: &Header, size: u32, out: &mut Out<'_>) -> Done {
@@ -341,9 +333,14 @@ impl Filesystem {
         self.overlay.removexattr(node, name)
     }
 
-    fn ioctl(&self, node: u64, request: &IoctlIn<'_>, out: &mut Out<'_>) -> Done {
-        let data = super::ioctl::answer(&self.overlay, node, request.command, request.data)?;
-        fits(reply::ioctl(out, &data, request.out_size))
+    fn ioctl(&self, head: &Header, request: &IoctlIn<'_>, out: &mut Out<'_>) -> Answer {
+        let data = match (head.node, request.command) {
+            (ROOT_ID, ORDER_STAT) => Ok(self.stat_json()),
+            (ROOT_ID, ORDER_REFRESH) => return self.refresh(head, request.out_size),
+            (node, command) => super::ioctl::answer(&self.overlay, node, command, request.data),
+        };
+        data.and_then(|data| fits(reply::ioctl(out, &data, request.out_size)))
+            .into()
     }
 
     fn fallocate(&self, head: &Header, (offset, length): (u64, u64), mode: u32) -> Done {

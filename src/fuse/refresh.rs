@@ -7,25 +7,17 @@ use std::sync::Arc;
 
 use super::answer::Answer;
 use super::channel::Notifier;
-use super::service::{Filesystem, xattr};
-use super::wire::reply::Out;
+use super::service::{Filesystem, fits};
+use super::wire::reply;
 use super::wire::request::Header;
 use crate::overlay::{Overlay, ROOT_ID};
 
-/// The xattr of the root whose reading refreshes the mount; its value is the number of names that were
-/// dropped. Reading, because setting would need a writable mount, and would hold the root locked.
-pub(super) const REFRESH_XATTR: &str = "user.rovl.refresh";
-
 impl Filesystem {
-    /// Answers a request to read [`REFRESH_XATTR`], which only root and whoever runs the daemon may make.
-    pub(super) fn refresh(&self, head: &Header, size: u32, out: &mut Out<'_>) -> Answer {
+    /// Answers the order to refresh, which only root and whoever runs the daemon may give.
+    pub(super) fn refresh(&self, head: &Header, size: u32) -> Answer {
         let own = rustix::process::geteuid().as_raw();
         if head.uid != 0 && head.uid != own {
             return Answer::Error(Errno::PERM);
-        }
-        if size == 0 {
-            // The question how long the answer will be.
-            return xattr(out, 0, &[0; 20]).into();
         }
         let Some(notifier) = self.notifier.get().cloned() else {
             return Answer::Error(Errno::IO);
@@ -34,7 +26,7 @@ impl Filesystem {
         // Invalidations wait for requests that the serving threads have to answer.
         Answer::Later(Box::new(move |out| {
             let names = drop_caches(&overlay, &notifier)?;
-            xattr(out, size, names.to_string().as_bytes())
+            fits(reply::ioctl(out, &(names as u64).to_ne_bytes(), size))
         }))
     }
 }

@@ -22,8 +22,6 @@ use crate::sys::xattr::SetFlags;
 
 /// "Without end" for the kernel, which counts in jiffies.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
-/// The xattr of the root that `rovl stat` reads. It is not listed.
-pub(super) const STAT_XATTR: &str = "user.rovl.stat";
 
 /// Whether a request could be carried out; what it gives is written out.
 pub(super) type Done = Result<(), Errno>;

@@ -39,7 +39,7 @@ pub struct Config {
     /// Do without what was asked for and can't be had here, where the tree stays the same.
     pub lenient: bool,
     /// Without an upper: once many have asked in vain for extended attributes, look through the layers. If
-    /// nothing there has one, `listxattr` fails with `ENOSYS`, after which the kernel asks no more.
+    /// nothing there has one, `listxattr` and `getxattr` fail with `ENOSYS`, after which the kernel asks no more.
     pub settle_xattrs: bool,
 }
 

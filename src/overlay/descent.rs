@@ -27,8 +27,10 @@ enum SearchPath {
 /// A search through the lowers, from top to bottom.
 pub(crate) struct Descent {
     lowers: Arc<[Arc<LowerDir>]>,
-    /// How many of the parent's lowers have been asked.
+    /// How many of the parent's lowers have been asked, or need not be.
     asked: usize,
+    /// The parent's lowers that have something for the name, in ascending order. `None`: any may have.
+    chosen: Option<Box<[u16]>>,
     /// Index of the layer from which a search from the roots goes on.
     layer: usize,
     search: SearchPath,
@@ -45,11 +47,17 @@ pub(crate) struct Step {
 }
 
 impl Descent {
-    /// Begins with the lowers of `parent`, but for the topmost `skip`.
-    pub(crate) fn new(parent: &DirPart, skip: usize, name: &OsStr) -> Descent {
+    /// Begins with the lowers of `parent`, but for the topmost `skip`; of these, only those that are `chosen`.
+    pub(crate) fn new(
+        parent: &DirPart,
+        skip: usize,
+        chosen: Option<Box<[u16]>>,
+        name: &OsStr,
+    ) -> Descent {
         Descent {
             lowers: parent.lowers(),
             asked: skip,
+            chosen,
             layer: 0,
             search: SearchPath::InParent(name.to_os_string()),
         }
@@ -57,6 +65,8 @@ impl Descent {
 
     /// Takes the redirect into account that was found at the last step (or in upper).
     pub(crate) fn redirect(&mut self, redirect: &Redirect) {
+        // They were chosen for another name.
+        self.chosen = None;
         self.search = match (redirect, &self.search) {
             (Redirect::Absolute(path), _) => SearchPath::FromRoot(path.clone()),
             (Redirect::Relative(name), SearchPath::InParent(_)) => {
@@ -82,11 +92,18 @@ impl Descent {
         loop {
             let path = match &self.search {
                 SearchPath::InParent(name) => {
-                    let Some(first) = self.lowers.get(self.asked) else {
+                    let next = match &self.chosen {
+                        None => self.asked,
+                        Some(chosen) => {
+                            let from = chosen.partition_point(|n| usize::from(*n) < self.asked);
+                            chosen.get(from).map_or(usize::MAX, |n| usize::from(*n))
+                        }
+                    };
+                    let Some(first) = self.lowers.get(next) else {
                         return Ok(None);
                     };
                     let name = name.clone();
-                    self.asked += 1;
+                    self.asked = next + 1;
                     self.layer = usize::from(first.layer) + 1;
                     return Ok(Some(Step {
                         at: Arc::clone(first),

@@ -201,7 +201,7 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &OsStr,
     ) -> Result<Option<(Arc<Node>, Attr)>, Errno> {
-        let Some(found) = self.resolve(parent, name)? else {
+        let Some(found) = self.resolve_locked(parent, name)? else {
             return Ok(None);
         };
         let node = self.intern(parent, name, &found)?;

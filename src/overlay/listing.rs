@@ -30,7 +30,23 @@ pub(crate) struct Entry {
     pub ino: u64,
     pub kind: Kind,
     pub top: Top,
+    /// Of a directory: the lowers in which there is something for its name, in ascending order. `None`: not known.
+    pub lowers: Option<Box<[u16]>>,
     pub hidden: bool,
+}
+
+impl Entry {
+    /// There is something for its name in this layer, beneath the others.
+    pub(crate) fn note(&mut self, layer: Top) {
+        let (Some(lowers), Top::Lower(n)) = (&mut self.lowers, layer) else {
+            return;
+        };
+        if lowers.last() != Some(&n) {
+            let mut longer = std::mem::take(lowers).into_vec();
+            longer.push(n);
+            *lowers = longer.into();
+        }
+    }
 }
 
 /// A merged listing, in the order of the offsets.
@@ -63,6 +79,15 @@ impl Listing {
         if there { self.entries.get(&key) } else { None }
     }
 
+    pub fn get_mut(&mut self, name: &OsStr) -> Option<&mut Entry> {
+        let (key, there) = self.locate(name);
+        if there {
+            self.entries.get_mut(&key)
+        } else {
+            None
+        }
+    }
+
     pub fn insert(&mut self, entry: Entry) {
         let (key, _) = self.locate(&entry.name);
         self.entries.insert(key, entry);
@@ -92,7 +117,8 @@ pub(crate) enum Hint {
     /// No listing is cached.
     Unknown,
     Absent,
-    In(Top),
+    /// It is in this layer and in none above; of a directory, in these lowers and no others.
+    In(Top, Option<Box<[u16]>>),
 }
 
 type SharedListing = Arc<Mutex<Listing>>;
@@ -186,7 +212,7 @@ impl ListingCache {
         };
         let listing = listing.lock();
         match listing.get(name) {
-            Some(e) if !e.hidden => Hint::In(e.top),
+            Some(e) if !e.hidden => Hint::In(e.top, e.lowers.clone()),
             _ => Hint::Absent,
         }
     }
@@ -199,6 +225,7 @@ impl ListingCache {
                 ino,
                 kind,
                 top: Top::Upper,
+                lowers: None,
                 hidden: false,
             };
             listing.lock().insert(entry);
@@ -223,6 +250,7 @@ mod tests {
             ino: 1,
             kind: Kind::File,
             top: Top::Upper,
+            lowers: None,
             hidden: false,
         }
     }

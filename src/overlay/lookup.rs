@@ -83,10 +83,33 @@ impl Overlay {
     /// # Errors
     /// What the layers' file systems return; `ENOTDIR` if `parent` is not a directory.
     pub(crate) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>, Errno> {
-        match self.listings.hint(parent.id, name) {
-            Hint::Unknown => self.resolve_from(parent, name, Top::Upper),
+        self.resolve_hinted(parent, name, self.listings.hint(parent.id, name))
+    }
+
+    /// [`resolve`](Self::resolve) for a caller that holds the directory's `names` lock: where it is asked often,
+    /// the directory is listed.
+    pub(crate) fn resolve_locked(
+        &self,
+        parent: &Node,
+        name: &OsStr,
+    ) -> Result<Option<Found>, Errno> {
+        let mut hint = self.listings.hint(parent.id, name);
+        if matches!(hint, Hint::Unknown) && self.list_for_lookups(parent) {
+            hint = self.listings.hint(parent.id, name);
+        }
+        self.resolve_hinted(parent, name, hint)
+    }
+
+    fn resolve_hinted(
+        &self,
+        parent: &Node,
+        name: &OsStr,
+        hint: Hint,
+    ) -> Result<Option<Found>, Errno> {
+        match hint {
+            Hint::Unknown => self.resolve_from(parent, name, Top::Upper, None),
             Hint::Absent => Ok(None),
-            Hint::In(top) => self.resolve_from(parent, name, top),
+            Hint::In(top, lowers) => self.resolve_from(parent, name, top, lowers),
         }
     }
 
@@ -96,11 +119,17 @@ impl Overlay {
         parent: &Node,
         name: &OsStr,
     ) -> Result<Option<Found>, Errno> {
-        self.resolve_from(parent, name, Top::Upper)
+        self.resolve_from(parent, name, Top::Upper, None)
     }
 
-    /// Resolves a name that is known not to be in the layers above `top`.
-    fn resolve_from(&self, parent: &Node, name: &OsStr, top: Top) -> Result<Option<Found>, Errno> {
+    /// Resolves a name that is known not to be in the layers above `top`, nor in lowers that are not `chosen`.
+    fn resolve_from(
+        &self,
+        parent: &Node,
+        name: &OsStr,
+        top: Top,
+        chosen: Option<Box<[u16]>>,
+    ) -> Result<Option<Found>, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
         if self.is_reserved_name(name) {
             return Ok(None);
@@ -109,7 +138,7 @@ impl Overlay {
             Top::Upper => 0,
             Top::Lower(n) => usize::from(n),
         };
-        let mut descent = Descent::new(dir, skip, name);
+        let mut descent = Descent::new(dir, skip, chosen, name);
         let mut found_upper: Option<(Statx, DirMarks)> = None;
         if top == Top::Upper && parent.place.read().has_upper() {
             let fd = self.upper_dir_fd(parent)?;

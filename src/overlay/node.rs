@@ -148,6 +148,8 @@ pub(crate) struct DirPart {
     pub default_acl: Remembered,
     /// Does upper's directory carry the impure mark?
     pub impure: Remembered,
+    /// Lookups while no listing was cached.
+    pub unlisted_lookups: AtomicU32,
     /// `.wh.` marks in upper's directory.
     pub aufs: AufsFlag,
     /// Are whiteout xattrs honoured in upper's directory?
@@ -163,6 +165,7 @@ impl DirPart {
             generation: AtomicU64::new(0),
             default_acl: Remembered::unknown(),
             impure: Remembered::unknown(),
+            unlisted_lookups: AtomicU32::new(0),
             aufs: AufsFlag::new(),
             xattr_whiteouts: false,
         }

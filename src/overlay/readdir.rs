@@ -23,7 +23,7 @@ use super::Overlay;
 use super::attr::{Attr, Kind, is_whiteout, stat_opt};
 use super::layer::{AufsFlag, DIR_READ};
 use super::listing::{DOT, DOT_DOT, Entry, Listing, Top};
-use super::node::Node;
+use super::node::{DirPart, Node};
 use crate::format::keys::OverlayKey;
 use crate::format::whiteout::{AufsName, classify};
 use crate::sys::dir::{DirEntry, DirReader};
@@ -45,6 +45,11 @@ pub struct ListedEntry<'a> {
 /// Bits of an offset that count the changes of the directory.
 const GENERATION_BITS: u32 = 16;
 const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
+
+/// Lowers from which on a listing of a directory that is only looked into may pay.
+const MANY_LOWERS: usize = 2;
+/// Lookups, likewise. A power of two.
+const MANY_LOOKUPS: u32 = 8;
 
 /// One directory that takes part in a merged listing.
 struct Part<'a> {
@@ -234,9 +239,23 @@ impl Overlay {
                 xattr_whiteouts: self.marks_whiteouts(dir),
                 top: Top::Upper,
             };
-            self.add_part(&mut listing, &part)?;
+            let mut unlimited = usize::MAX;
+            self.add_part(&mut listing, &part, &mut unlimited)?;
             self.number_upper_entries(node, &mut listing)?;
         }
+        self.add_lowers(&mut listing, dir, usize::MAX)?;
+        listing.entries.retain(|_, e| !e.hidden);
+        Ok(listing)
+    }
+
+    /// Adds the lowers of a directory, unless they have more than `most` entries. `false`: they have.
+    fn add_lowers(
+        &self,
+        listing: &mut Listing,
+        dir: &DirPart,
+        most: usize,
+    ) -> Result<bool, Errno> {
+        let mut left = most;
         for (i, lower) in dir.lowers().iter().enumerate() {
             let fd = self.lowers.dir_fd(&self.fds, lower)?;
             let part = Part {
@@ -246,61 +265,131 @@ impl Overlay {
                 xattr_whiteouts: lower.xattr_whiteouts,
                 top: Top::Lower(u16::try_from(i).map_err(|_| Errno::OVERFLOW)?),
             };
-            self.add_part(&mut listing, &part)?;
+            if !self.add_part(listing, &part, &mut left)? {
+                return Ok(false);
+            }
         }
-        listing.entries.retain(|_, e| !e.hidden);
-        Ok(listing)
+        Ok(true)
     }
 
-    /// Adds what one layer has and the layers above don't hide.
-    fn add_part(&self, listing: &mut Listing, part: &Part<'_>) -> Result<(), Errno> {
-        let mut hides: Vec<OsString> = Vec::new();
-        let mut marks = false;
-        let mut error = None;
-        DirReader::new().read_all(part.fd.as_fd(), |e| {
-            if error.is_some() || e.name == "." || e.name == ".." {
-                return;
-            }
-            match classify(e.name) {
-                AufsName::Plain => {}
-                AufsName::Hides(name) => {
-                    marks = true;
-                    hides.push(name.to_os_string());
-                    return;
-                }
-                AufsName::Opaque | AufsName::Reserved => return,
-            }
-            if listing.get(e.name).is_some() {
-                return;
-            }
-            match self.shown_kind(part.fd.as_fd(), &e, part.xattr_whiteouts) {
-                Ok(kind) => listing.insert(Entry {
-                    name: e.name.into(),
-                    ino: self.inos.map(part.dev, e.ino),
-                    kind: kind.unwrap_or(Kind::CharDevice),
-                    top: part.top,
-                    hidden: kind.is_none(),
-                }),
-                Err(e) => error = Some(e),
-            }
-        })?;
-        if let Some(e) = error {
-            return Err(e);
+    /// Lists a directory of many lowers once names were looked up in it as often as pays for it: each lookup asks
+    /// every lower, for the name and for marks that hide it, and the listing says where there is something.
+    /// Its names are locked. `true`: there is a listing now.
+    ///
+    /// It is tried after 8, 16, 32… lookups, and given up when it takes more entries than those have asked
+    /// questions, so that no lookup waits for long, and all of them together for twice as long at most. Whoever
+    /// may look into a directory need not be allowed to list it.
+    pub(super) fn list_for_lookups(&self, node: &Node) -> bool {
+        let Some(dir) = node.dir.as_deref() else {
+            return false;
+        };
+        let lowers = dir.lowers().len();
+        if lowers < MANY_LOWERS || node.place.read().has_upper() {
+            return false;
         }
-        part.aufs.set(marks);
+        let lookups = dir
+            .unlisted_lookups
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1);
+        if lookups < MANY_LOOKUPS || !lookups.is_power_of_two() {
+            return false;
+        }
+        let most = lowers.saturating_mul(lookups as usize);
+        let mut listing = Listing::default();
+        let added = self.add_lowers(&mut listing, dir, most);
+        let whole = added.unwrap_or_else(|e| {
+            tracing::debug!(node = node.id, "a directory is not listed: {e}");
+            false
+        });
+        if whole {
+            listing.entries.retain(|_, e| !e.hidden);
+            self.listings.put(node.id, listing);
+        }
+        whole
+    }
+
+    /// Adds what one layer has and the layers above don't hide. `false`: that is more than `left`.
+    fn add_part(
+        &self,
+        listing: &mut Listing,
+        part: &Part<'_>,
+        left: &mut usize,
+    ) -> Result<bool, Errno> {
+        let mut hides: Vec<OsString> = Vec::new();
+        let mut reader = DirReader::new();
+        let mut more = true;
+        while more {
+            let mut failed = None;
+            more = reader.read(part.fd.as_fd(), &mut |e| {
+                let Some(fewer) = left.checked_sub(1) else {
+                    failed = Some(Ok(false));
+                    return ControlFlow::Break(());
+                };
+                *left = fewer;
+                match self.add_entry(listing, part, &e, &mut hides) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(e) => {
+                        failed = Some(Err(e));
+                        ControlFlow::Break(())
+                    }
+                }
+            })?;
+            if let Some(failed) = failed {
+                return failed;
+            }
+        }
+        part.aufs.set(!hides.is_empty());
         // `.wh.NAME` hides the layers below only: NAME of this layer is in already.
         for name in hides {
-            if listing.get(&name).is_none() {
-                let kind = Kind::CharDevice;
-                listing.insert(Entry {
+            match listing.get_mut(&name) {
+                Some(above) => above.note(part.top),
+                None => listing.insert(Entry {
                     name: name.into(),
                     ino: 0,
-                    kind,
+                    kind: Kind::CharDevice,
                     top: part.top,
+                    lowers: None,
                     hidden: true,
-                });
+                }),
             }
         }
+        Ok(true)
+    }
+
+    /// Adds one entry of a layer, or its name to those that are hidden in the layers below.
+    fn add_entry(
+        &self,
+        listing: &mut Listing,
+        part: &Part<'_>,
+        e: &DirEntry<'_>,
+        hides: &mut Vec<OsString>,
+    ) -> Result<(), Errno> {
+        if e.name == "." || e.name == ".." {
+            return Ok(());
+        }
+        match classify(e.name) {
+            AufsName::Plain => {}
+            AufsName::Hides(name) => {
+                hides.push(name.to_os_string());
+                return Ok(());
+            }
+            AufsName::Opaque | AufsName::Reserved => return Ok(()),
+        }
+        if let Some(above) = listing.get_mut(e.name) {
+            above.note(part.top);
+            return Ok(());
+        }
+        let kind = self.shown_kind(part.fd.as_fd(), e, part.xattr_whiteouts)?;
+        let mut entry = Entry {
+            name: e.name.into(),
+            ino: self.inos.map(part.dev, e.ino),
+            kind: kind.unwrap_or(Kind::CharDevice),
+            top: part.top,
+            lowers: (kind == Some(Kind::Dir)).then(Box::default),
+            hidden: kind.is_none(),
+        };
+        entry.note(part.top);
+        listing.insert(entry);
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 //!
 //! An engine that compares two trees through a mount program asks for the attributes of every object, one
 //! request each, although hardly any image has some. After some questions in vain the layers are looked
-//! through, which takes a fraction of the time. If nothing has an attribute, `listxattr` gives `ENOSYS`: the
-//! kernel does not ask again, and its clients get `EOPNOTSUPP` as from a file system without attributes.
-//! `getxattr` goes on, as the mount's own attributes are read with it.
+//! through, which takes a fraction of the time. If nothing has an attribute, `listxattr` and `getxattr` give
+//! `ENOSYS`: the kernel does not ask again, and its clients get `EOPNOTSUPP` as from a file system without
+//! attributes.
 //!
 //! Invariant: never with an upper, whose objects get attributes.
 

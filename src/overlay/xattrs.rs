@@ -39,15 +39,16 @@ impl Overlay {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`, and what else the layer returns.
+    /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`, and what else the layer returns. `ENOSYS`: nothing has attributes
+    /// here, nor will it have some.
     pub fn getxattr(&self, id: u64, name: &OsStr) -> Result<Vec<u8>, Errno> {
         let node = self.node(id)?;
+        if self.xattrless.is_sure() {
+            return Err(Errno::NOSYS);
+        }
         let Some(key) = self.stored_name(name)? else {
             return Err(Errno::NODATA);
         };
-        if self.xattrless.is_sure() {
-            return Err(Errno::NODATA);
-        }
         let value = self.with_object(&node, |dir, name| {
             match xattr::get_or_errno(dir, name, &key) {
                 // A lower without ACLs: the kernel's check of permissions would fail with this error.
@@ -62,7 +63,7 @@ impl Overlay {
     /// privileged callers see.
     ///
     /// # Errors
-    /// As [`getxattr`](Self::getxattr). `ENOSYS`: nothing has attributes here, nor will it have some.
+    /// As [`getxattr`](Self::getxattr).
     pub fn listxattr(&self, id: u64, trusted: bool) -> Result<Vec<u8>, Errno> {
         let node = self.node(id)?;
         if self.xattrless.is_sure() {

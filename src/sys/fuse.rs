@@ -1,4 +1,4 @@
-//! `/dev/fuse` beyond reading and writing.
+//! `/dev/fuse` beyond reading and writing, and the orders to the daemon of a mount.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,6 +13,18 @@ const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
 const FUSE_DEV_IOC_BACKING_OPEN: u32 = 0x4010_e501;
 /// `_IOW(229, 2, uint32_t)`.
 const FUSE_DEV_IOC_BACKING_CLOSE: u32 = 0x4004_e502;
+
+/// Bytes of the answer to [`ORDER_STAT`]; the size of what an ioctl is given has 14 bits.
+pub const STAT_SIZE: usize = (16 << 10) - 8;
+/// `_IOR(215, 1, char[STAT_SIZE])` on the root of a mount: its counters, a JSON object ended by a NUL.
+pub const ORDER_STAT: u32 = order(1, STAT_SIZE);
+/// `_IOR(215, 2, uint64_t)` on the root of a mount: look at the layers anew. Gives the number of names that were
+/// dropped. An order that reads, because the mount may be read-only.
+pub const ORDER_REFRESH: u32 = order(2, size_of::<u64>());
+
+const fn order(number: u32, size: usize) -> u32 {
+    2 << 30 | (size as u32) << 16 | 215 << 8 | number
+}
 
 /// `struct fuse_backing_map`.
 #[repr(C)]
@@ -80,6 +92,30 @@ pub fn close_backing(device: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
     check(result.into()).map(drop)
 }
 
+/// The counters of the mount whose root this is, as its daemon wrote them.
+///
+/// # Errors
+/// `ENOTTY` and others where it is no such root, `ENOTCONN` when its daemon has died.
+pub fn ask_stat(root: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut text = vec![0_u8; STAT_SIZE];
+    // SAFETY: the ioctl writes STAT_SIZE bytes at most, as its number says, and keeps no pointer.
+    let result = unsafe { libc::ioctl(root.as_raw_fd(), ORDER_STAT.into(), text.as_mut_ptr()) };
+    check(result.into())?;
+    text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(STAT_SIZE));
+    Ok(text)
+}
+
+/// Has the daemon of the mount whose root this is look at the layers anew. The number of names dropped.
+///
+/// # Errors
+/// `EPERM` for other users than the daemon's and root; otherwise as [`ask_stat`].
+pub fn ask_refresh(root: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut names = 0_u64;
+    // SAFETY: the ioctl writes the u64 that it is given and keeps no pointer.
+    let result = unsafe { libc::ioctl(root.as_raw_fd(), ORDER_REFRESH.into(), &raw mut names) };
+    check(result.into()).map(|_| names)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -93,6 +129,13 @@ mod tests {
             join_connection(file.as_fd(), file.as_fd()),
             Err(Errno::NOTTY)
         );
+    }
+
+    #[test]
+    fn only_mounts_take_orders() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(ask_stat(file.as_fd()), Err(Errno::NOTTY));
+        assert_eq!(ask_refresh(file.as_fd()), Err(Errno::NOTTY));
     }
 
     #[test]

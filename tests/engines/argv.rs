@@ -240,10 +240,10 @@ fn podman_diff_of_layers_without_attributes() {
             Ok(7 * usize::from(attribute))
         };
         assert_eq!(list(&path), expected, "{writable} {attribute}");
-        let expected = if attribute {
-            Ok(5)
-        } else {
-            Err(rustix::io::Errno::NODATA)
+        let expected = match (attribute, settled) {
+            (true, _) => Ok(5),
+            (false, true) => refused,
+            (false, false) => Err(rustix::io::Errno::NODATA),
         };
         assert_eq!(get(&path), expected, "{writable} {attribute}");
         if writable {

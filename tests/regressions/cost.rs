@@ -174,7 +174,7 @@ fn resident(pid: u32) -> u64 {
 
 fn nodes(mounted: &Mounted) -> Option<u64> {
     let stat = mounted.stat_json()?;
-    Some(stat["nodes"].as_u64().expect("user.rovl.stat has nodes"))
+    Some(stat["nodes"].as_u64().expect("the counters have nodes"))
 }
 
 /// Makes `count` files in directories of 500.

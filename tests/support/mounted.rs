@@ -1,6 +1,7 @@
 //! A mount of the subject under test.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -223,11 +224,11 @@ impl Mounted {
         self.pid.is_none_or(is_running)
     }
 
-    /// rovl's counters, from the virtual xattr of the mount's root; `None` for the others.
+    /// rovl's counters, as the daemon tells them; `None` for the others.
     pub fn stat_json(&self) -> Option<serde_json::Value> {
-        let mut buffer = vec![0_u8; 64 << 10];
-        let n = rustix::fs::getxattr(self.root(), "user.rovl.stat", &mut buffer[..]).ok()?;
-        Some(serde_json::from_slice(&buffer[..n]).expect("user.rovl.stat is JSON"))
+        let root = File::open(self.root()).ok()?;
+        let text = rovl::sys::fuse::ask_stat(root.as_fd()).ok()?;
+        Some(serde_json::from_slice(&text).expect("the counters are JSON"))
     }
 
     fn find_daemon(&self) -> Option<u32> {
@@ -236,8 +237,8 @@ impl Mounted {
             Subject::Rovl => {
                 let stat = self
                     .stat_json()
-                    .expect("rovl shows user.rovl.stat on the mount's root");
-                let pid = stat["pid"].as_u64().expect("user.rovl.stat has a pid");
+                    .expect("rovl tells the counters of a mount");
+                let pid = stat["pid"].as_u64().expect("the counters have a pid");
                 Some(u32::try_from(pid).unwrap())
             }
             Subject::FuseOverlayfs(_) => {
