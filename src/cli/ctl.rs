@@ -45,7 +45,9 @@ fn refresh(args: &RefreshArgs) -> Result<(), Failure> {
         )));
     }
     let root = mounted::open_root(&mounted.target);
-    let names = root.and_then(|root| ask_refresh(root.as_fd())).map_err(|errno| {
+    let names = root
+        .and_then(|root| ask_refresh(root.as_fd()))
+        .map_err(|errno| {
             Failure::failed(match errno {
                 Errno::PERM | Errno::ACCESS => {
                     format!(

@@ -249,12 +249,7 @@ impl Overlay {
     }
 
     /// Adds the lowers of a directory, unless they have more than `most` entries. `false`: they have.
-    fn add_lowers(
-        &self,
-        listing: &mut Listing,
-        dir: &DirPart,
-        most: usize,
-    ) -> Result<bool, Errno> {
+    fn add_lowers(&self, listing: &mut Listing, dir: &DirPart, most: usize) -> Result<bool, Errno> {
         let mut left = most;
         for (i, lower) in dir.lowers().iter().enumerate() {
             let fd = self.lowers.dir_fd(&self.fds, lower)?;

@@ -209,6 +209,11 @@ impl Disk {
         fs::remove_dir(&path).context("removing", path)
     }
 
+    /// Whether anything is synced.
+    pub fn syncs(&self) -> bool {
+        self.sync
+    }
+
     /// Syncs a directory: the names in it last from here on.
     pub fn sync_dir(&self, path: impl AsRef<Path>) -> Result<()> {
         if !self.sync {

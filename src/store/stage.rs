@@ -96,6 +96,7 @@ impl<'a> Stager<'a> {
             // Contents are hashed for those alone who look them up.
             options: unpack::Options {
                 hash_files: dedup.is_some(),
+                write_back: store.disk().syncs(),
                 ..options.clone()
             },
             dedup,

@@ -136,6 +136,8 @@ pub struct Options {
     pub hash_files: bool,
     /// Threads that write files, at least 1.
     pub writers: usize,
+    /// Everything will be synced: have files be written to disk from the start, while the processors inflate.
+    pub write_back: bool,
 }
 
 /// What was unpacked.
@@ -314,6 +316,7 @@ impl Options {
             ids: IdMap::default(),
             hash_files: false,
             writers: 2,
+            write_back: false,
         }
     }
 }
@@ -343,8 +346,7 @@ pub fn unpack(
     std::thread::scope(|scope| {
         let (to, chunks) = chunks::channel();
         let decoding = scope.spawn(move || chunks::decode(decoder, &to, progress));
-        let how = (options.writers, options.hash_files);
-        let writers = Writers::start(scope, &shared, &attributes, sink, how);
+        let writers = Writers::start(scope, &shared, &attributes, sink, options);
         let mut engine = Engine::new(options, &attributes, tree, writers, tar_split);
         // `read` drops the channel, which ends the decoding; dropping the engine ends the writers.
         let result = read(chunks, &mut engine).and_then(|stream| {

@@ -66,6 +66,18 @@ impl TimeSpec {
     }
 }
 
+/// Has the kernel begin to write to disk what was written to `file`. It doesn't wait, and promises nothing:
+/// `sync_file_range(2)`.
+///
+/// # Errors
+/// What `sync_file_range(2)` returns.
+pub fn start_writeback(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: takes numbers only.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    check(result.into()).map(drop)
+}
+
 /// Sets the permission bits (`mode & 0o7777`) of `name` in `dir`; empty: of `dir` itself, `O_PATH`
 /// or not. A final symlink is not followed.
 ///

@@ -17,9 +17,10 @@ use rustix::fs::{Mode, OFlags};
 use super::attrs::{Attributes, Plan};
 use super::chunks::Piece;
 use super::tree::Dir;
-use super::{FileFacts, FileSink, UnpackError};
+use super::{FileFacts, FileSink, Options, UnpackError};
 use crate::store::codec::digest::{Digest, Hasher};
 use crate::store::codec::tar::{Entry, SparseSegment};
+use crate::sys::fs::start_writeback;
 
 /// Bytes of a file that is handed over as a whole, at most.
 pub(super) const WHOLE: u64 = 256 * 1024;
@@ -30,6 +31,9 @@ const BATCH_CHUNKS: u64 = 8;
 /// Batches that wait for a thread, and pieces of a large file that wait for theirs.
 const BATCHES: usize = 3;
 const PIECES: usize = 16;
+
+/// Bytes of a file from which on it is worth a system call to have it written to disk at once.
+const WRITTEN_BACK: u64 = 64 << 10;
 
 /// A regular file to be created.
 #[derive(Debug)]
@@ -105,16 +109,17 @@ impl<'scope> Writers<'scope> {
         shared: &'scope Shared,
         attributes: &'scope Attributes<'scope>,
         sink: Option<&'scope dyn FileSink>,
-        (count, hash): (usize, bool),
+        options: &Options,
     ) -> Writers<'scope> {
         let (to, from) = bounded::<Batch>(BATCHES);
-        let threads = (0..count.max(1)).map(|_| {
+        let threads = (0..options.writers.max(1)).map(|_| {
             let worker = Worker {
                 from: from.clone(),
                 shared,
                 attributes,
                 sink,
-                hash,
+                hash: options.hash_files,
+                write_back: options.write_back,
             };
             scope.spawn(move || worker.run())
         });
@@ -211,6 +216,7 @@ struct Worker<'a> {
     attributes: &'a Attributes<'a>,
     sink: Option<&'a dyn FileSink>,
     hash: bool,
+    write_back: bool,
 }
 
 impl Worker<'_> {
@@ -270,6 +276,9 @@ impl Worker<'_> {
                 facts
             }
         };
+        if self.write_back && job.stored >= WRITTEN_BACK {
+            target.start_writeback();
+        }
         target.finish(job, self.attributes)?;
         match self.sink {
             Some(sink) => sink.written(&facts),
@@ -327,6 +336,12 @@ impl Target {
             bytes = later;
         }
         Ok(())
+    }
+
+    fn start_writeback(&self) {
+        if let Err(errno) = start_writeback(self.file.as_fd()) {
+            tracing::debug!(%errno, "a file is written back later");
+        }
     }
 
     fn finish(self, job: &Job, attributes: &Attributes<'_>) -> io::Result<()> {
