@@ -133,7 +133,7 @@ struct CacheInner {
     entries: usize,
 }
 
-/// About 25 MiB.
+/// About 30 MiB.
 const MAX_CACHED_ENTRIES: usize = 256 * 1024;
 
 impl ListingCache {
