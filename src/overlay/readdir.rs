@@ -50,6 +50,8 @@ const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
 const MANY_LOWERS: usize = 2;
 /// Lookups, likewise. A power of two.
 const MANY_LOOKUPS: u32 = 8;
+/// Entries that one lookup lists at most: a few milliseconds.
+const MOST_LISTED: usize = 8192;
 
 /// One directory that takes part in a merged listing.
 struct Part<'a> {
@@ -272,7 +274,7 @@ impl Overlay {
     /// Its names are locked. `true`: there is a listing now.
     ///
     /// It is tried after 8, 16, 32… lookups, and given up when it takes more entries than those have asked
-    /// questions, so that no lookup waits for long, and all of them together for twice as long at most. Whoever
+    /// questions, so that all of them together take twice as long at most; and when one would wait for long. Whoever
     /// may look into a directory need not be allowed to list it.
     pub(super) fn list_for_lookups(&self, node: &Node) -> bool {
         let Some(dir) = node.dir.as_deref() else {
@@ -289,7 +291,7 @@ impl Overlay {
         if lookups < MANY_LOOKUPS || !lookups.is_power_of_two() {
             return false;
         }
-        let most = lowers.saturating_mul(lookups as usize);
+        let most = lowers.saturating_mul(lookups as usize).min(MOST_LISTED);
         let mut listing = Listing::default();
         let added = self.add_lowers(&mut listing, dir, most);
         let whole = added.unwrap_or_else(|e| {

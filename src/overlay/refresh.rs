@@ -85,6 +85,8 @@ impl Overlay {
         let _names = part.names.write();
         part.set_lowers(lowers);
         part.forget_facts();
+        // Listed again meanwhile, it would speak of the lowers of before.
+        self.listings.remove(node.id);
         Ok(())
     }
 }
