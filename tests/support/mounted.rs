@@ -144,8 +144,23 @@ fn run_mounter(program: &Path, args: &[String]) -> Result<(), String> {
     ))
 }
 
-/// fsopen(2) takes one lower at a time: no page-size limit on 128 of them.
+/// What was unmounted a moment ago is in use as long as a mount namespace has a copy of it, which those that other
+/// tests make for themselves have until they end.
 fn mount_kernel(layers: &Layers, options: &[&str], writable: bool) -> Result<(), String> {
+    let mut last = Ok(false);
+    wait_until(Duration::from_secs(5), || {
+        last = mount_kernel_once(layers, options, writable);
+        last != Ok(false)
+    });
+    match last {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("fsconfig create: {}", rustix::io::Errno::BUSY)),
+        Err(said) => Err(said),
+    }
+}
+
+/// fsopen(2) takes one lower at a time: no page-size limit on 128 of them. `false`: upper or work is in use.
+fn mount_kernel_once(layers: &Layers, options: &[&str], writable: bool) -> Result<bool, String> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| format!("fsopen: {e}"))?;
     let set = |key: &str, value: &str| {
         fsconfig_set_string(&fs, key, value).map_err(|e| format!("{key}={value}: {e}"))
@@ -170,7 +185,11 @@ fn mount_kernel(layers: &Layers, options: &[&str], writable: bool) -> Result<(),
             None => fsconfig_set_flag(&fs, *option).map_err(|e| format!("{option}: {e}"))?,
         }
     }
-    fsconfig_create(&fs).map_err(|e| format!("fsconfig create: {e}"))?;
+    match fsconfig_create(&fs) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::BUSY) => return Ok(false),
+        Err(e) => return Err(format!("fsconfig create: {e}")),
+    }
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .map_err(|e| format!("fsmount: {e}"))?;
     move_mount(
@@ -180,7 +199,8 @@ fn mount_kernel(layers: &Layers, options: &[&str], writable: bool) -> Result<(),
         &layers.merged,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
-    .map_err(|e| format!("move_mount: {e}"))
+    .map_err(|e| format!("move_mount: {e}"))?;
+    Ok(true)
 }
 
 /// A live mount; unmounted, with its daemon's end awaited, on drop.
