@@ -232,6 +232,7 @@ impl Overlay {
     fn build_listing(&self, node: &Arc<Node>) -> Result<Listing, Errno> {
         let dir = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
         let mut listing = Listing::default();
+        let mut unlimited = usize::MAX;
         if node.place.read().has_upper() {
             let fd = self.upper_dir_fd(node)?;
             let part = Part {
@@ -241,18 +242,21 @@ impl Overlay {
                 xattr_whiteouts: self.marks_whiteouts(dir),
                 top: Top::Upper,
             };
-            let mut unlimited = usize::MAX;
             self.add_part(&mut listing, &part, &mut unlimited)?;
             self.number_upper_entries(node, &mut listing)?;
         }
-        self.add_lowers(&mut listing, dir, usize::MAX)?;
+        self.add_lowers(&mut listing, dir, &mut unlimited)?;
         listing.entries.retain(|_, e| !e.hidden);
         Ok(listing)
     }
 
-    /// Adds the lowers of a directory, unless they have more than `most` entries. `false`: they have.
-    fn add_lowers(&self, listing: &mut Listing, dir: &DirPart, most: usize) -> Result<bool, Errno> {
-        let mut left = most;
+    /// Adds the lowers of a directory. `false`: that is more than `left`.
+    fn add_lowers(
+        &self,
+        listing: &mut Listing,
+        dir: &DirPart,
+        left: &mut usize,
+    ) -> Result<bool, Errno> {
         for (i, lower) in dir.lowers().iter().enumerate() {
             let fd = self.lowers.dir_fd(&self.fds, lower)?;
             let part = Part {
@@ -262,7 +266,7 @@ impl Overlay {
                 xattr_whiteouts: lower.xattr_whiteouts,
                 top: Top::Lower(u16::try_from(i).map_err(|_| Errno::OVERFLOW)?),
             };
-            if !self.add_part(listing, &part, &mut left)? {
+            if !self.add_part(listing, &part, left)? {
                 return Ok(false);
             }
         }
@@ -291,9 +295,9 @@ impl Overlay {
         if lookups < MANY_LOOKUPS || !lookups.is_power_of_two() {
             return false;
         }
-        let most = lowers.saturating_mul(lookups as usize).min(MOST_LISTED);
+        let mut left = lowers.saturating_mul(lookups as usize).min(MOST_LISTED);
         let mut listing = Listing::default();
-        let added = self.add_lowers(&mut listing, dir, most);
+        let added = self.add_lowers(&mut listing, dir, &mut left);
         let whole = added.unwrap_or_else(|e| {
             tracing::debug!(node = node.id, "a directory is not listed: {e}");
             false
