@@ -257,8 +257,10 @@ impl<'a> Mount<'a> {
         let start = Instant::now();
         let mut mounted_at = None;
         loop {
+            // In this order: what mounts may do so and end between the two.
+            let ended = child.try_wait()?;
             let mounted = is_mount_point(&self.root)?;
-            if let Some(status) = child.try_wait()? {
+            if let Some(status) = ended {
                 if !status.success() || !mounted {
                     bail!("{status}: {}", said());
                 }
