@@ -4,6 +4,7 @@
 //! (`options`, `helper`), then resolved (`plan`), then run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod beside;
 mod container;
 mod ctl;
 mod daemon;

@@ -68,6 +68,7 @@
 //! to upper, and lowers don't change.
 
 mod answer;
+mod beside;
 mod channel;
 mod crew;
 mod filesystem;
@@ -88,6 +89,7 @@ use std::sync::Arc;
 
 use crate::overlay::Overlay;
 use crate::sys::process::has_cap_sys_admin_in_init_ns;
+pub use beside::digest as digest_beside;
 use channel::{Device, Notifier};
 use crew::Crew;
 pub use idle::IdlePolling;
@@ -147,6 +149,9 @@ pub struct SessionOptions {
     pub acl: bool,
     /// Clients see extended attributes.
     pub xattrs: bool,
+    /// What a mount of the layers beneath the top one has to agree in to be served beside this one (see
+    /// [`digest_beside`]); `None`: none is.
+    pub alike: Option<String>,
 }
 
 /// Why a session could not start, or ended.

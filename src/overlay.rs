@@ -25,6 +25,7 @@
 //! - What appears in upper appears complete: built in `work`, then one rename or link.
 
 pub(crate) mod attr;
+pub mod beneath;
 pub mod config;
 mod contents;
 mod copy_up;
@@ -59,6 +60,7 @@ mod xattrless;
 mod xattrs;
 
 pub use attr::{Attr, Kind, SetAttr, SetTime, Timestamp, without_set_ids};
+pub use beneath::Beneath;
 pub use config::{Config, IdMap, IdOptions, RedirectDir, UpperDirs, Uuid, XattrPermissions, Xino};
 pub use contents::ContentsAt;
 pub use create::{Caller, NewNode};
@@ -129,6 +131,8 @@ pub struct Overlay {
     pub(crate) upper_xattrs: bool,
     pub(crate) xattrless: xattrless::Xattrless,
     pub(crate) counters: Counters,
+    /// A lower lies on a mount that maps ids.
+    pub(crate) lowers_idmapped: bool,
     /// Kept for their locks.
     pub(crate) _locks: validate::Locks,
 }

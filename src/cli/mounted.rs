@@ -17,6 +17,8 @@ use crate::sys::fuse::ask_stat;
 pub struct Mounted {
     /// Its path in mountinfo.
     pub target: PathBuf,
+    /// Major and minor number of its file system.
+    pub device: (u32, u32),
     /// The counters, or why the daemon did not tell them.
     pub stat: Result<Counters, Errno>,
 }
@@ -59,6 +61,7 @@ pub fn find(path: &Path) -> Result<Mounted, Failure> {
     }
     Ok(Mounted {
         target: info.mount_point,
+        device: info.device,
         stat,
     })
 }

@@ -48,7 +48,7 @@ pub struct MountPlan {
 /// Puts a plan together. `cwd` is what relative paths start from, `cpus` how many threads suit the machine.
 pub fn plan(options: MountOptions, invocation: Invocation, cwd: &Path, cpus: usize) -> MountPlan {
     let read_only = options.read_only || options.upper.is_none();
-    let session = session(&options, invocation.dialect, read_only, cpus);
+    let mut session = session(&options, invocation.dialect, read_only, cpus);
     let subtype = options
         .subtype
         .clone()
@@ -70,13 +70,40 @@ pub fn plan(options: MountOptions, invocation: Invocation, cwd: &Path, cpus: usi
         context: options.context.clone(),
         ..MountRequest::new(cwd.join(&invocation.merged))
     };
+    let (foreground, debug) = (invocation.foreground || options.debug, options.debug);
+    let config = config(options, cwd, invocation.dialect);
+    // Engines compare trees; others want a mount of their own.
+    if invocation.dialect == Dialect::Helper && !foreground {
+        session.alike = Some(alike(&config, &session, &request));
+    }
     MountPlan {
         session,
         request,
-        foreground: invocation.foreground || options.debug,
-        debug: options.debug,
-        config: config(options, cwd, invocation.dialect),
+        foreground,
+        debug,
+        config,
     }
+}
+
+/// All that makes two mounts of the same layers show different things, or to different users.
+fn alike(config: &Config, session: &SessionOptions, request: &MountRequest) -> String {
+    let shown = (
+        &config.ids,
+        config.redirect_dir,
+        config.xino,
+        config.ino32,
+        config.uuid,
+        config.userxattr,
+        config.static_nlink,
+    );
+    let kept = (session.acl, session.xattrs, session.timeout);
+    let mounted = (
+        request.allow_other,
+        request.default_permissions,
+        request.max_read,
+        &request.context,
+    );
+    format!("{shown:?} {kept:?} {mounted:?}")
 }
 
 fn config(options: MountOptions, cwd: &Path, dialect: Dialect) -> Config {
@@ -145,6 +172,7 @@ fn session(
         // ACLs that the core can't keep: it refuses them, and the kernel needn't ask.
         acl: options.acl && options.xattrs && options.xattr_permissions == 0,
         xattrs: options.xattrs,
+        alike: None,
     }
 }
 
@@ -207,6 +235,24 @@ mod tests {
     fn an_upper_in_use_is_an_error_in_one_command_line_and_a_warning_in_the_other() {
         assert!(!planned(Dialect::Rovl, "lowerdir=a").config.shared_upper);
         assert!(planned(Dialect::Helper, "lowerdir=a").config.shared_upper);
+    }
+
+    #[test]
+    fn mounts_of_engines_are_alike_whatever_upper_they_have_and_unlike_where_it_shows() {
+        let of = |raw: &str| planned(Dialect::Helper, raw).session.alike;
+        let plain = of("lowerdir=a:b");
+        assert!(plain.is_some());
+        assert_eq!(plain, of("lowerdir=c,upperdir=u,workdir=w,,volatile"));
+        for other in [
+            "squash_to_uid=1",
+            "xattr_permissions=2",
+            "noxattrs",
+            "noacl",
+            "ino32_t",
+        ] {
+            assert_ne!(plain, of(&format!("lowerdir=a:b,{other}")), "{other}");
+        }
+        assert_eq!(planned(Dialect::Rovl, "lowerdir=a").session.alike, None);
     }
 
     #[test]

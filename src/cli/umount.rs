@@ -1,4 +1,5 @@
-//! `rovl umount`: unmounts, and waits until the daemon has written everything and ended.
+//! `rovl umount`: unmounts, and waits until the daemon has written everything and ended, unless it serves another
+//! mount of the same file system.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::mounted::{self, Mounted};
 use super::{Failure, warn};
-use crate::fuse::mount::{UnmountError, unmount};
+use crate::fuse::mount::{UnmountError, fuse_mounts, unmount};
 
 /// How long the daemon may take to end.
 const PATIENCE: Timespec = Timespec {
@@ -53,9 +54,15 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
         other => Failure::failed(format!("can't unmount {shown}: {other}")),
     })?;
     match (daemon, args.lazy) {
-        (Some((pid, fd)), false) => wait_for(pid, &fd, &args.merged),
+        (Some((pid, fd)), false) if !is_elsewhere(&mounted) => wait_for(pid, &fd, &args.merged),
         _ => Ok(()),
     }
+}
+
+/// Whether the file system is still mounted in another place: its daemon goes on then.
+fn is_elsewhere(unmounted: &Mounted) -> bool {
+    let mounts = fuse_mounts().unwrap_or_default();
+    mounts.iter().any(|mount| mount.device == unmounted.device)
 }
 
 /// The daemon's process id and a descriptor for it; `None`: it has ended, or is not known.

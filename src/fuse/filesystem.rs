@@ -10,9 +10,9 @@ use super::service::{Done, Filesystem, fits, in_group, xattr};
 use super::wire::reply::{self, Dirent, Known, Out, decode_dev};
 use super::wire::request::{CopyIn, Header, IoctlIn, Op, SetAttrIn};
 use crate::overlay::{
-    Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow, without_set_ids,
+    Attr, Kind, ListedEntry, NewNode, ROOT_ID, RenameMode, SetAttr, WriteHow, without_set_ids,
 };
-use crate::sys::fuse::{ORDER_REFRESH, ORDER_STAT};
+use crate::sys::fuse::{ORDER_BESIDE, ORDER_REFRESH, ORDER_STAT};
 use crate::sys::xattr::SetFlags;
 
 impl Filesystem {
@@ -122,6 +122,7 @@ impl Filesystem {
 
     fn statx(&self, node: u64, out: &mut Out<'_>) -> Done {
         let (attr, birth) = self.overlay.statx(node)?;
+        let attr = self.numbered(node, attr)?;
         fits(reply::statx(out, self.keep_for(node, &attr), &attr, birth))
     }
 
@@ -239,7 +240,9 @@ impl Filesystem {
     fn readdir(&self, node: u64, offset: u64, size: u32, out: &mut Out<'_>) -> Answer {
         let mut room = out.limited(size);
         let listed = self.overlay.readdir(node, offset, &mut |e| {
-            more(reply::dirent(&mut room, &dirent(&e)))
+            // Listings without attributes, which the kernel does not ask for: nobody compares those.
+            let ino = self.number_of_dots(e.ino);
+            more(reply::dirent(&mut room, &dirent(&ListedEntry { ino, ..e })))
         });
         let length = room.len();
         out.claim(length);
@@ -250,13 +253,25 @@ impl Filesystem {
         let mut room = out.limited(size);
         let listed = self.overlay.readdir_plus(node, offset, &mut |e, found| {
             // What can't be looked up has no node, and `.` and `..` need none.
-            let known = found.map(|(node, attr)| Known {
-                node: node.id(),
+            let numbered = found.map(|(node, attr)| {
+                let ino = self.number(node, attr.ino, attr.nlink);
+                (node, Attr { ino, ..*attr })
+            });
+            let known = numbered.as_ref().map(|(node, attr)| Known {
+                node: self.wire_id(node.id()),
                 keep_name: self.ttl,
                 keep_attr: self.keep_for(node.id(), attr),
                 attr,
             });
-            more(reply::direntplus(&mut room, &dirent(&e), known))
+            let ino = match &known {
+                Some(known) => known.attr.ino,
+                None => self.number_of_dots(e.ino),
+            };
+            more(reply::direntplus(
+                &mut room,
+                &dirent(&ListedEntry { ino, ..e }),
+                known,
+            ))
         });
         let length = room.len();
         out.claim(length);
@@ -337,6 +352,7 @@ impl Filesystem {
         let data = match (head.node, request.command) {
             (ROOT_ID, ORDER_STAT) => Ok(self.stat_json()),
             (ROOT_ID, ORDER_REFRESH) => return self.refresh(head, request.out_size),
+            (ROOT_ID, ORDER_BESIDE) => return self.order_beside(head, request, out),
             (node, command) => super::ioctl::answer(&self.overlay, node, command, request.data),
         };
         data.and_then(|data| fits(reply::ioctl(out, &data, request.out_size)))

@@ -11,6 +11,11 @@ const FS_IOC_GETFLAGS: u32 = 2 << 30 | LONG << 16 | (b'f' as u32) << 8 | 1;
 const FS_IOC_SETFLAGS: u32 = 1 << 30 | LONG << 16 | (b'f' as u32) << 8 | 2;
 const LONG: u32 = size_of::<libc::c_long>() as u32;
 
+/// May this ioctl change something?
+pub(super) fn changes(cmd: u32) -> bool {
+    matches!(cmd, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR)
+}
+
 /// Runs one ioctl on the object `id`; gives what it returns besides 0.
 ///
 /// # Errors

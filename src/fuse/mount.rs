@@ -11,20 +11,24 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
 use crate::overlay::mountinfo;
 pub use crate::overlay::mountinfo::MountInfo;
+use crate::sys::mount::{
+    MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
+    clone_tree, mount_set_flags,
+};
 
 /// The programs that mount for plain users, in the order of trying.
 const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
@@ -97,6 +101,19 @@ impl MountRequest {
             .filter(|(set, _)| *set)
             .map(|(_, flag)| flag)
             .collect()
+    }
+
+    /// The same as flags of mount_setattr(2), read-only in any case.
+    fn mount_attributes(&self) -> u64 {
+        let rows = [
+            (true, MOUNT_ATTR_RDONLY),
+            (!self.dev, MOUNT_ATTR_NODEV),
+            (!self.suid, MOUNT_ATTR_NOSUID),
+            (!self.exec, MOUNT_ATTR_NOEXEC),
+            (self.noatime, MOUNT_ATTR_NOATIME),
+        ];
+        let set = rows.iter().filter(|(set, _)| *set);
+        set.fold(0, |flags, (_, flag)| flags | flag)
     }
 
     /// The options of mount(2)'s last argument, for the /dev/fuse descriptor `device`.
@@ -261,6 +278,37 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> Result<(), Errno>
         request.flags(),
         Some(data.as_c_str()),
     )
+}
+
+/// A directory to be mounted from.
+const MOUNTABLE: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// A mount of `name` of a FUSE mount's root, as `request` says, read-only, which is nowhere yet.
+///
+/// # Errors
+/// What the system calls return: `EPERM` without CAP_SYS_ADMIN in the user namespace of the mount namespace.
+pub fn detached_mount(
+    root: BorrowedFd<'_>,
+    name: &OsStr,
+    request: &MountRequest,
+) -> Result<OwnedFd, Errno> {
+    let tree = rustix::fs::openat(root, name, MOUNTABLE, Mode::empty())?;
+    let clone = clone_tree(tree.as_fd())?;
+    mount_set_flags(clone.as_fd(), request.mount_attributes())?;
+    Ok(clone)
+}
+
+/// Puts a [`detached_mount`] at the mount point of `request`.
+///
+/// # Errors
+/// What the system calls return.
+pub fn attach(mount: &OwnedFd, request: &MountRequest) -> Result<(), Errno> {
+    let target = rustix::fs::open(&request.target, MOUNTABLE, Mode::empty())?;
+    let how = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", &target, c"", how)
 }
 
 /// Has `fusermount3` mount; `None`: it is not installed. Where it refuses allow_other and nobody insists on

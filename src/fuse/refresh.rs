@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::answer::Answer;
+use super::beside::BESIDE;
 use super::channel::Notifier;
 use super::service::{Filesystem, fits};
 use super::wire::reply;
@@ -22,17 +23,26 @@ impl Filesystem {
         let Some(notifier) = self.notifier.get().cloned() else {
             return Answer::Error(Errno::IO);
         };
-        let overlay = Arc::clone(&self.overlay);
+        let mut trees = vec![(Arc::clone(&self.overlay), self.wire_id(0))];
+        if let Some(beside) = self.company.beside() {
+            // What is the same may be another thing now.
+            beside.beneath.part(|_| ());
+            trees.push((Arc::clone(&beside.filesystem.overlay), BESIDE));
+        }
         // Invalidations wait for requests that the serving threads have to answer.
         Answer::Later(Box::new(move |out| {
-            let names = drop_caches(&overlay, &notifier)?;
+            let mut names = 0;
+            for (overlay, bit) in &trees {
+                names += drop_caches(overlay, *bit, &notifier)?;
+            }
             fits(reply::ioctl(out, &(names as u64).to_ne_bytes(), size))
         }))
     }
 }
 
-/// Drops what the daemon and the kernel know of the layers; gives the number of names dropped.
-fn drop_caches(overlay: &Overlay, notifier: &Notifier) -> Result<usize, Errno> {
+/// Drops what the daemon and the kernel know of the layers; gives the number of names dropped. `bit` is in the ids by
+/// which the kernel knows the nodes.
+fn drop_caches(overlay: &Overlay, bit: u64, notifier: &Notifier) -> Result<usize, Errno> {
     let known = overlay.refresh()?;
     let gone = |done: Result<(), Errno>| match done {
         // A mount inside, or a directory in use: its entries are dropped one by one.
@@ -40,14 +50,14 @@ fn drop_caches(overlay: &Overlay, notifier: &Notifier) -> Result<usize, Errno> {
         other => other,
     };
     for name in &known {
-        gone(notifier.inval_entry(name.parent, &name.name))?;
+        gone(notifier.inval_entry(name.parent | bit, &name.name))?;
     }
     // What is in use was not forgotten with its name.
     let mut dirs = vec![ROOT_ID];
-    gone(notifier.inval_inode(ROOT_ID))?;
+    gone(notifier.inval_inode(ROOT_ID | bit))?;
     for name in &known {
         if let Ok(node) = overlay.node(name.id) {
-            gone(notifier.inval_inode(name.id))?;
+            gone(notifier.inval_inode(name.id | bit))?;
             if node.is_dir() {
                 dirs.push(name.id);
             }
@@ -62,7 +72,7 @@ fn drop_caches(overlay: &Overlay, notifier: &Notifier) -> Result<usize, Errno> {
         });
         if listed.is_ok() {
             for name in names.iter().filter(|n| *n != "." && *n != "..") {
-                gone(notifier.inval_entry(dir, name))?;
+                gone(notifier.inval_entry(dir | bit, name))?;
             }
         }
     }

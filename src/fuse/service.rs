@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::SessionOptions;
 use super::answer::Answer;
+use super::beside::Company;
 use super::channel::Notifier;
 use super::passthrough::Paths;
 use super::requests::{Request, RequestCounts};
@@ -17,7 +18,7 @@ use super::wire::fields::Body;
 use super::wire::init::{Agreed, Wanted};
 use super::wire::reply::{self, Out};
 use super::wire::request::{Dialect, Header, Op};
-use crate::overlay::{Attr, Caller, NewNode, Node, Overlay, Unprivileged};
+use crate::overlay::{Attr, Beneath, Caller, NewNode, Node, Overlay, Unprivileged};
 use crate::sys::xattr::SetFlags;
 
 /// "Without end" for the kernel, which counts in jiffies.
@@ -33,6 +34,10 @@ pub(super) struct Filesystem {
     pub ttl: Duration,
     /// Opens are answered. `None`: they are left to the kernel.
     pub paths: Option<Paths>,
+    /// It is the second tree of a connection, numbered by this.
+    pub beneath: Option<Arc<Beneath>>,
+    /// The second tree of this one's connection.
+    pub company: Company,
     agreed: Agreed,
     dialect: Dialect,
     /// Set once the session stands.
@@ -63,6 +68,8 @@ impl Filesystem {
             overlay,
             options,
             paths,
+            beneath: None,
+            company: Company::default(),
             ttl,
             dialect: Dialect {
                 setxattr_ext: agreed.has(init::SETXATTR_EXT),
@@ -71,6 +78,19 @@ impl Filesystem {
             counts: RequestCounts::new(),
             started: Instant::now(),
         }
+    }
+
+    /// The second tree of this connection, served in the same way.
+    pub(super) fn beside(&self, beneath: Arc<Beneath>) -> Filesystem {
+        let mut options = self.options.clone();
+        options.read_only = true;
+        let tree = Arc::clone(&beneath.tree);
+        let mut beside = Filesystem::new(tree, options, self.agreed, None);
+        beside.beneath = Some(beneath);
+        if let Some(notifier) = self.notifier.get() {
+            beside.notifier = OnceLock::from(notifier.clone());
+        }
+        beside
     }
 
     /// What INIT has agreed on.
@@ -95,7 +115,7 @@ impl Filesystem {
         };
         self.counts.count(Request::of(&op));
         let unanswered = matches!(op, Op::Forget { .. } | Op::BatchForget(_));
-        let answered = catch_unwind(AssertUnwindSafe(|| self.carry_out(head, op, out)));
+        let answered = catch_unwind(AssertUnwindSafe(|| self.route(head, op, out)));
         answered.unwrap_or_else(|_| {
             tracing::error!("internal error while answering a request");
             match unanswered {
@@ -117,13 +137,24 @@ impl Filesystem {
     }
 
     pub(super) fn entry(&self, out: &mut Out<'_>, made: Created) -> Done {
-        let (node, attr) = made?;
+        let (node, mut attr) = made?;
         let keep = self.keep_for(node.id(), &attr);
-        fits(reply::entry(out, node.id(), self.ttl, keep, &attr))
+        attr.ino = self.number(&node, attr.ino, attr.nlink);
+        let id = self.wire_id(node.id());
+        fits(reply::entry(out, id, self.ttl, keep, &attr))
+    }
+
+    /// Attributes as clients see them.
+    pub(super) fn numbered(&self, node: u64, mut attr: Attr) -> Result<Attr, Errno> {
+        if self.beneath.is_some() {
+            let node = self.overlay.node(node)?;
+            attr.ino = self.number(&node, attr.ino, attr.nlink);
+        }
+        Ok(attr)
     }
 
     pub(super) fn attr(&self, out: &mut Out<'_>, node: u64, attr: Result<Attr, Errno>) -> Done {
-        let attr = attr?;
+        let attr = self.numbered(node, attr?)?;
         fits(reply::attr(out, self.keep_for(node, &attr), &attr))
     }
 

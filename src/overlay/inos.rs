@@ -56,6 +56,11 @@ impl InoMap {
         }
     }
 
+    /// Are the numbers those of the one file system of all layers, but for what is out of the table?
+    pub(crate) fn is_plain(&self) -> bool {
+        self.shift.is_none() && !self.fit32
+    }
+
     /// The `st_ino` for the object `ino` on the file system with this `st_dev`.
     pub(crate) fn map(&self, dev: u64, ino: u64) -> u64 {
         let first = self.devs.first().map(|d| d.0);

@@ -185,6 +185,7 @@ impl Overlay {
             unlinked_lowers: dashmap::DashMap::new(),
             mtimes: dashmap::DashMap::new(),
             counters: Counters::default(),
+            lowers_idmapped: idmapped.contains(&true),
             _locks: locks,
             config,
         };

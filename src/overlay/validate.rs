@@ -201,6 +201,19 @@ pub struct Validated {
 }
 
 impl Validated {
+    /// Lowers of a mount that was validated, for another one that only reads them.
+    pub(crate) fn read_only(lowers: Vec<(PathBuf, OwnedFd)>) -> Validated {
+        Validated {
+            lowers,
+            data_lowers: Vec::new(),
+            upper: None,
+            work: None,
+            locks: Locks::default(),
+            warnings: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+
     /// Which of the lowers, the data-only ones after the others, lie on idmapped mounts.
     pub(crate) fn idmapped_lowers(&self) -> Vec<bool> {
         let lowers = self.lowers.len() + self.data_lowers.len();

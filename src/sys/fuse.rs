@@ -22,6 +22,12 @@ pub const ORDER_STAT: u32 = order(1, STAT_SIZE);
 /// dropped. An order that reads, because the mount may be read-only.
 pub const ORDER_REFRESH: u32 = order(2, size_of::<u64>());
 
+/// Bytes of the question and of the answer of [`ORDER_BESIDE`].
+pub const BESIDE_SIZE: usize = 64;
+/// `_IOWR(215, 3, char[BESIDE_SIZE])` on the root of a mount: show what is beneath the top layer beside the whole, for
+/// a mount with this digest. Gives a name in the root, ended by a NUL, which leads there.
+pub const ORDER_BESIDE: u32 = order(3, BESIDE_SIZE) | 1 << 30;
+
 const fn order(number: u32, size: usize) -> u32 {
     2 << 30 | (size as u32) << 16 | 215 << 8 | number
 }
@@ -116,6 +122,25 @@ pub fn ask_refresh(root: BorrowedFd<'_>) -> Result<u64, Errno> {
     check(result.into()).map(|_| names)
 }
 
+/// Asks the daemon of the mount whose root this is for the name under which it shows the tree that `digest` stands
+/// for.
+///
+/// # Errors
+/// `ENOENT` when it has no such tree, `EBUSY` while it is being changed, `EPERM` for other users than the daemon's and
+/// root; otherwise as [`ask_stat`].
+pub fn ask_beside(
+    root: BorrowedFd<'_>,
+    digest: &[u8; BESIDE_SIZE],
+) -> Result<std::ffi::OsString, Errno> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut text = *digest;
+    // SAFETY: the ioctl reads and writes BESIDE_SIZE bytes, as its number says, and keeps no pointer.
+    let result = unsafe { libc::ioctl(root.as_raw_fd(), ORDER_BESIDE.into(), text.as_mut_ptr()) };
+    check(result.into())?;
+    let name = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(std::ffi::OsString::from_vec(name.to_vec()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -136,6 +161,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(ask_stat(file.as_fd()), Err(Errno::NOTTY));
         assert_eq!(ask_refresh(file.as_fd()), Err(Errno::NOTTY));
+        let digest = [0; BESIDE_SIZE];
+        assert_eq!(ask_beside(file.as_fd(), &digest), Err(Errno::NOTTY));
     }
 
     #[test]
