@@ -14,6 +14,8 @@ mod support;
 
 #[path = "engines/argv.rs"]
 mod argv;
+#[path = "engines/beside.rs"]
+mod beside;
 #[path = "engines/ids.rs"]
 mod ids;
 #[path = "engines/layers.rs"]

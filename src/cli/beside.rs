@@ -83,8 +83,8 @@ fn likely(mounts: Vec<MountInfo>, plan: &MountPlan, home: &Path) -> Vec<PathBuf>
     fitting.map(|mount| mount.mount_point).collect()
 }
 
-/// Asks one daemon after the other, on a thread of its own, since one that hangs would not answer. What comes too
-/// late is not mounted.
+/// Asks one daemon after the other, on a thread of its own, since one that hangs would not answer: that thread then
+/// stays with the daemon that this process becomes. What comes too late is not mounted.
 fn ask(likely: Vec<PathBuf>, digest: [u8; BESIDE_SIZE], request: MountRequest) -> bool {
     let (sender, answer) = mpsc::channel();
     let in_time = Arc::new(Mutex::new(true));
@@ -101,11 +101,14 @@ fn ask(likely: Vec<PathBuf>, digest: [u8; BESIDE_SIZE], request: MountRequest) -
         sender.send(mounted).ok();
     };
     let builder = std::thread::Builder::new().name("beside".to_owned());
-    if builder.spawn(asking).is_err() {
+    let Ok(thread) = builder.spawn(asking) else {
         return false;
-    }
+    };
     match answer.recv_timeout(PATIENCE) {
-        Ok(mounted) => mounted,
+        Ok(mounted) => {
+            // This process is one with a single thread again, which costs less.
+            thread.join().is_ok() && mounted
+        }
         Err(_) => {
             *in_time.lock() = false;
             // It may have come at the last moment.

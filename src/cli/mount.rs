@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::options::{Dialect, OptionError, Parsed, Parser, help_text};
 use super::plan::{Invocation, plan};
-use super::{Failure, beside, daemon, warn};
+use super::{Failure, daemon, warn};
 
 /// Mount a merged tree; returns once it is served.
 #[derive(Debug, Args)]
@@ -107,11 +107,7 @@ pub fn start(parsed: Parsed, invocation: Invocation) -> Result<(), Failure> {
         }
     };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
-    let plan = plan(options, invocation, &cwd, cpus);
-    if beside::mount(&plan) {
-        return Ok(());
-    }
-    daemon::start(plan)
+    daemon::start(plan(options, invocation, &cwd, cpus))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::daemon::{Reporter, detach};
 use super::plan::MountPlan;
 use super::state::{State, watch_signals};
-use super::{Failure, logging, warn};
+use super::{Failure, beside, logging, warn};
 use crate::fuse::{Passthrough, Session, SessionError, passthrough_refused};
 use crate::overlay::validate::{ValidateError, Validated, validate, validate_mount_point};
 use crate::overlay::{CACHED_DESCRIPTORS, Overlay};
@@ -21,6 +21,10 @@ use crate::sys::fs::{make_room_for_descriptors, raise_nofile, set_umask};
 pub fn serve(plan: MountPlan, reporter: &Arc<Reporter>) -> Result<(), Failure> {
     logging::start(&plan)?;
     logging::log_panics();
+    if beside::mount(&plan) {
+        reporter.send(0, "");
+        return Ok(());
+    }
     let target = plan.request.target.clone();
     let state = Arc::new(State::default());
     open_files();

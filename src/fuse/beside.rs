@@ -171,7 +171,7 @@ impl Filesystem {
                 .map_err(|_| Errno::BUSY)?;
         }
         let beside = self.company.beside().ok_or(Errno::NOENT)?;
-        beside.beneath.join(|known| self.drop_known(known));
+        beside.beneath.join(|known| self.drop_known(known))?;
         if self.company.changing.load(Ordering::SeqCst) != 0 {
             // It may have looked whether there is a second tree before there was one.
             self.part_ways(beside);

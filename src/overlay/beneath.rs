@@ -16,7 +16,9 @@
 //! - *apart*: it is opaque there, a whiteout, something else, or redirected; or a directory above is apart.
 //!
 //! What is not a directory is the same if it has one name, and its directory is the same, or is mixed and the top
-//! layer has nothing of its name. Something with several names may have been changed through another one.
+//! layer has nothing of its name. Something with several names may have been changed through another one, which
+//! `work/index` tells. While there is anything in it no directory is the same, since nothing tells in which the other
+//! names are.
 //!
 //! # When the mount changes
 //!
@@ -67,9 +69,22 @@ pub struct Beneath {
     /// The root of the layer above it.
     top: OwnedFd,
     root: Standing,
+    /// The index of the whole.
+    index: Option<OwnedFd>,
     standings: DashMap<u64, Standing>,
-    /// Nothing of the whole was changed since clients look. A leaf among the locks.
-    together: RwLock<bool>,
+    /// A leaf among the locks.
+    state: RwLock<State>,
+}
+
+/// What holds for all numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Everything is apart.
+    Apart,
+    /// What is the same has the number that it has in the whole, directories too.
+    Together,
+    /// Likewise, but no directory.
+    FilesOnly,
 }
 
 /// What a list of layers is known by: device and inode of each root, top to bottom; the same on an idmapped mount,
@@ -166,7 +181,9 @@ impl Overlay {
         config.upper = None;
         // What it finds out would count for the whole connection.
         config.settle_xattrs = false;
-        let tree = Overlay::open(&config, Validated::read_only(lowers))?;
+        let mut validated = Validated::default();
+        validated.lowers = lowers;
+        let tree = Overlay::open(&config, validated)?;
         let alike = tree.ns == self.ns && tree.inos.is_plain();
         let fd = rustix::fs::openat(&top.root, c".", DIR_PATH, Mode::empty());
         let (true, Ok(top)) = (alike, fd) else {
@@ -181,16 +198,23 @@ impl Overlay {
                 .as_deref()
                 .is_some_and(|part| part.lowers().len() > 1),
         };
+        let index = self
+            .upper
+            .as_ref()
+            .and_then(|upper| upper.work.index.as_ref());
+        let index = index.map(|dir| rustix::fs::openat(dir, c".", DIR_READ, Mode::empty()));
+        let index = index.transpose().map_err(io(config.lowers[0].clone()))?;
         Ok(Beneath {
             tree,
             top,
+            index,
             root: if merged {
                 Standing::Mixed
             } else {
                 Standing::Apart
             },
             standings: DashMap::new(),
-            together: RwLock::new(false),
+            state: RwLock::new(State::Apart),
         })
     }
 }
@@ -198,8 +222,13 @@ impl Overlay {
 impl Beneath {
     /// The number to show for a node of this tree that has `ino` and so many links.
     pub fn number(&self, node: &Node, ino: u64, links: u32) -> u64 {
-        let together = self.together.read();
-        let same = *together
+        let state = self.state.read();
+        let comparable = match *state {
+            State::Apart => false,
+            State::Together => true,
+            State::FilesOnly => !node.is_dir(),
+        };
+        let same = comparable
             && ino >> PLAIN_BITS == 0
             && self.is_same(node, links).unwrap_or_else(|e| {
                 tracing::debug!(node = node.id, "taken for changed: {e}");
@@ -211,25 +240,34 @@ impl Beneath {
     /// Before the whole is changed: from here on everything is apart. `drop_known` gets the nodes that clients may
     /// know if it was not before; whoever else wants to change something waits for it.
     pub fn part(&self, drop_known: impl FnOnce(&[Arc<Node>])) {
-        if !*self.together.read() {
+        if *self.state.read() == State::Apart {
             return;
         }
-        let mut together = self.together.write();
-        if *together {
-            *together = false;
+        let mut state = self.state.write();
+        if *state != State::Apart {
+            *state = State::Apart;
             drop_known(&self.known());
         }
     }
 
     /// From here on numbers tell what is the same, until the whole is changed. `drop_known` gets the nodes that
     /// clients may know by other numbers.
-    pub fn join(&self, drop_known: impl FnOnce(&[Arc<Node>])) {
-        let mut together = self.together.write();
-        if !*together {
+    ///
+    /// # Errors
+    /// What reading the index returns.
+    pub fn join(&self, drop_known: impl FnOnce(&[Arc<Node>])) -> Result<(), Errno> {
+        let mut state = self.state.write();
+        if *state == State::Apart {
+            let linked = self.index.as_ref().map(is_empty).transpose()? == Some(false);
             self.standings.clear();
-            *together = true;
+            *state = if linked {
+                State::FilesOnly
+            } else {
+                State::Together
+            };
             drop_known(&self.known());
         }
+        Ok(())
     }
 
     /// The nodes that clients may know.

@@ -152,13 +152,7 @@ impl Overlay {
             config.metacopy &= upper_xattrs;
             prepare_upper(&config, upper, upper_xattrs.then_some(ns))?;
         }
-        let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
-        let top = upper.as_ref().map(|u| &u.layer);
-        let ids =
-            ids::open(&config, top.map(|t| t.root.as_fd()), &roots, &idmapped).map_err(|e| {
-                let path = top.map_or(lowers.layers[0].path.as_path(), |t| t.path.as_path());
-                io("keep owners and modes in the attributes of", path)(e)
-            })?;
+        let ids = open_ids(&config, upper.as_ref(), &lowers, &idmapped)?;
         let limit = sysfs::raise_nofile().unwrap_or(1024);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1 << 16);
         let spare = limit.saturating_sub(64 + lowers.layers.len()).max(32);
@@ -191,6 +185,20 @@ impl Overlay {
         };
         Ok(Arc::new(overlay))
     }
+}
+
+fn open_ids(
+    config: &Config,
+    upper: Option<&Upper>,
+    lowers: &LowerLayers,
+    idmapped: &[bool],
+) -> Result<ids::Ids, OpenError> {
+    let roots: Vec<&OwnedFd> = lowers.layers.iter().map(|layer| &layer.root).collect();
+    let top = upper.map(|u| &u.layer);
+    ids::open(config, top.map(|t| t.root.as_fd()), &roots, idmapped).map_err(|e| {
+        let path = top.map_or(lowers.layers[0].path.as_path(), |t| t.path.as_path());
+        io("keep owners and modes in the attributes of", path)(e)
+    })
 }
 
 /// What file systems are taken for.

@@ -183,7 +183,7 @@ impl Locks {
 }
 
 /// The directories of a mount, opened and found fit for use.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Validated {
     /// Lowers, top to bottom, opened with O_PATH.
     pub lowers: Vec<(PathBuf, OwnedFd)>,
@@ -201,19 +201,6 @@ pub struct Validated {
 }
 
 impl Validated {
-    /// Lowers of a mount that was validated, for another one that only reads them.
-    pub(crate) fn read_only(lowers: Vec<(PathBuf, OwnedFd)>) -> Validated {
-        Validated {
-            lowers,
-            data_lowers: Vec::new(),
-            upper: None,
-            work: None,
-            locks: Locks::default(),
-            warnings: Vec::new(),
-            places: Vec::new(),
-        }
-    }
-
     /// Which of the lowers, the data-only ones after the others, lie on idmapped mounts.
     pub(crate) fn idmapped_lowers(&self) -> Vec<bool> {
         let lowers = self.lowers.len() + self.data_lowers.len();
