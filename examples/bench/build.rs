@@ -205,6 +205,9 @@ impl Builder<'_> {
                 "user.name=a",
                 "-c",
                 "user.email=a@b",
+                // It would pack the objects in the background, while they are copied to the layers.
+                "-c",
+                "gc.auto=0",
                 "commit",
                 "-q",
                 "-m",
