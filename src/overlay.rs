@@ -11,6 +11,7 @@
 //! 2. `DirPart::names` of directories (several in the order of their ids): shared by lookups and
 //!    listings, exclusive for whoever changes a name in the directory. Nobody copies up with it
 //!    held: everything is brought to upper first, and looked at again once the lock is there.
+//!    `DirPart::looked_into` comes after it; lookups don't wait for it.
 //! 3. `Node::place`: a node's name, parent and layers. Written only while the name on disk is
 //!    changed with it, so that whoever holds it for reading can use the name. Nobody takes a
 //!    lock of the node table while holding it for writing.
@@ -21,7 +22,7 @@
 //!
 //! - Nothing is ever opened for writing beneath a lower.
 //! - Names are only ever used one component at a time beneath a directory's descriptor, and never
-//!   through a symlink.
+//!   through a symlink. (`LowerLayers::lacks` asks for two, but opens nothing and believes a "no" only.)
 //! - What appears in upper appears complete: built in `work`, then one rename or link.
 
 pub(crate) mod attr;
@@ -40,7 +41,9 @@ mod inos;
 mod intern;
 mod layer;
 mod listing;
+mod looked_into;
 mod lookup;
+mod marks;
 mod metacopy;
 mod metadata;
 pub mod mountinfo;

@@ -19,6 +19,8 @@ mod deep;
 mod directories;
 #[path = "scale/many_layers.rs"]
 mod many_layers;
+#[path = "scale/marks.rs"]
+mod marks;
 #[path = "scale/meter.rs"]
 mod meter;
 #[path = "scale/million.rs"]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::Overlay;
 use super::attr::{dev_of, is_dir};
 use super::layer::LowerDir;
+use super::listing::InLower;
 use super::lookup::Single;
 use super::node::DirPart;
 use crate::format::redirect::Redirect;
@@ -19,7 +20,7 @@ use crate::format::redirect::Redirect;
 #[derive(Clone)]
 enum SearchPath {
     /// In the lowers of the parent, under this name.
-    InParent(OsString),
+    InParent(Arc<OsStr>),
     /// From the roots of the layers.
     FromRoot(Vec<OsString>),
 }
@@ -30,18 +31,30 @@ pub(crate) struct Descent {
     /// How many of the parent's lowers have been asked, or need not be.
     asked: usize,
     /// The parent's lowers that have something for the name, in ascending order. `None`: any may have.
-    chosen: Option<Box<[u16]>>,
+    chosen: Option<Vec<InLower>>,
     /// Index of the layer from which a search from the roots goes on.
     layer: usize,
     search: SearchPath,
+    /// Are lowers below one that a file makes opaque left out? Who does not ask for it here does so when something
+    /// is found.
+    heeds_marks: bool,
 }
+
+/// From how many lowers on it pays to ask for a name without opening them.
+const MANY_LOWERS: usize = 4;
 
 /// A place to look at.
 pub(crate) struct Step {
     /// The directory to look into.
     pub at: Arc<LowerDir>,
     /// The name to look for.
-    pub name: OsString,
+    pub name: Arc<OsStr>,
+    /// Was it found from the root of its layer?
+    pub from_root: bool,
+    /// Is it surely a directory?
+    pub is_dir: bool,
+    /// Is it one of many that are asked in turn?
+    pub of_many: bool,
     /// Do the layers below count for nothing, because of an opaque directory on the way?
     pub last_here: bool,
 }
@@ -51,7 +64,7 @@ impl Descent {
     pub(crate) fn new(
         parent: &DirPart,
         skip: usize,
-        chosen: Option<Box<[u16]>>,
+        chosen: Option<Vec<InLower>>,
         name: &OsStr,
     ) -> Descent {
         Descent {
@@ -59,8 +72,14 @@ impl Descent {
             asked: skip,
             chosen,
             layer: 0,
-            search: SearchPath::InParent(name.to_os_string()),
+            search: SearchPath::InParent(name.into()),
+            heeds_marks: false,
         }
+    }
+
+    /// From here on without what the marks of lowers hide.
+    pub(crate) fn heed_marks(&mut self) {
+        self.heeds_marks = true;
     }
 
     /// Takes the redirect into account that was found at the last step (or in upper).
@@ -70,7 +89,7 @@ impl Descent {
         self.search = match (redirect, &self.search) {
             (Redirect::Absolute(path), _) => SearchPath::FromRoot(path.clone()),
             (Redirect::Relative(name), SearchPath::InParent(_)) => {
-                SearchPath::InParent(name.clone())
+                SearchPath::InParent(name.as_os_str().into())
             }
             (Redirect::Relative(name), SearchPath::FromRoot(path)) => {
                 let mut path = path.clone();
@@ -92,22 +111,32 @@ impl Descent {
         loop {
             let path = match &self.search {
                 SearchPath::InParent(name) => {
-                    let next = match &self.chosen {
-                        None => self.asked,
+                    let (next, is_dir) = match &self.chosen {
+                        None => (self.asked, false),
                         Some(chosen) => {
-                            let from = chosen.partition_point(|n| usize::from(*n) < self.asked);
-                            chosen.get(from).map_or(usize::MAX, |n| usize::from(*n))
+                            let from = chosen.partition_point(|n| n.index() < self.asked);
+                            let first = chosen.get(from);
+                            first.map_or((usize::MAX, false), |n| (n.index(), n.is_dir()))
                         }
                     };
                     let Some(first) = self.lowers.get(next) else {
                         return Ok(None);
                     };
-                    let name = name.clone();
+                    if self.heeds_marks {
+                        for above in self.lowers.iter().take(next) {
+                            if overlay.has_opaque_file(above)? {
+                                return Ok(None);
+                            }
+                        }
+                    }
                     self.asked = next + 1;
                     self.layer = usize::from(first.layer) + 1;
                     return Ok(Some(Step {
                         at: Arc::clone(first),
-                        name,
+                        name: Arc::clone(name),
+                        from_root: false,
+                        is_dir,
+                        of_many: self.lowers.len() >= MANY_LOWERS,
                         last_here: false,
                     }));
                 }
@@ -120,10 +149,13 @@ impl Descent {
             self.layer += 1;
             match walked {
                 Walked::Dir(at, last_here) => {
-                    let name = path.last().cloned().unwrap_or_default();
+                    let name = path.last().map_or(OsStr::new(""), |n| n);
                     return Ok(Some(Step {
                         at,
-                        name,
+                        name: name.into(),
+                        from_root: true,
+                        is_dir: false,
+                        of_many: false,
                         last_here,
                     }));
                 }
@@ -176,6 +208,7 @@ impl Descent {
                 name,
                 marks.xattr_whiteouts,
             );
+            at.opaque_mark.set(marks.opaque);
         }
         // After an opaque directory on the way, layers below can't add to what is found here.
         Ok(Walked::Dir(at, stop))

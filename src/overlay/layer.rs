@@ -2,13 +2,17 @@
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use super::attr::stat_at;
 use super::fds::{FdCache, FdKey};
+use super::node::Remembered;
 
 /// The flags that a directory is opened with to reach what is in it.
 pub(crate) const DIR_PATH: OFlags = OFlags::PATH
@@ -79,6 +83,14 @@ impl AufsFlag {
     }
 }
 
+/// In place of the inode number of a directory that was found in a listing of its parent. Its `st_dev` is the parent's
+/// then, which is not certain where something may be mounted in a layer.
+pub(crate) const NO_INO: u64 = 0;
+
+/// Names that are asked for through the parent of a directory before the directory is opened: an open and a close
+/// cost as much as two or three questions, and most directories of most layers are asked for one name or none.
+const BEFORE_OPENING: u8 = 8;
+
 static NEXT_UID: AtomicU64 = AtomicU64::new(1);
 
 /// A directory in a lower layer. Immutable: layers don't change under a mount.
@@ -87,7 +99,7 @@ pub(crate) struct LowerDir {
     pub uid: u64,
     /// Index into the mount's lowers.
     pub layer: u16,
-    /// `st_dev` and `st_ino`.
+    /// `st_dev` and `st_ino`; [`NO_INO`] where it was found in a listing.
     pub dev: u64,
     pub ino: u64,
     /// `None`: the root of the layer.
@@ -95,6 +107,10 @@ pub(crate) struct LowerDir {
     pub name: Box<OsStr>,
     /// Does it hold `.wh.` marks?
     pub aufs: AufsFlag,
+    /// Does it hold a mark that makes it opaque? Asked for once something is found in a layer below.
+    pub opaque_mark: Remembered,
+    /// How often a name was asked for without opening it; [`BEFORE_OPENING`] once it was opened.
+    unopened: AtomicU8,
     /// Are empty files with the whiteout xattr whiteouts in it (`overlay.opaque=x`)?
     pub xattr_whiteouts: bool,
 }
@@ -107,6 +123,11 @@ impl LowerDir {
         name: &OsStr,
         xattr_whiteouts: bool,
     ) -> Arc<LowerDir> {
+        let opaque_mark = Remembered::unknown();
+        if parent.is_none() {
+            // Those of the roots were looked at when the stack was made.
+            opaque_mark.set(false);
+        }
         Arc::new(LowerDir {
             uid: NEXT_UID.fetch_add(1, Ordering::Relaxed),
             layer,
@@ -115,6 +136,8 @@ impl LowerDir {
             parent,
             name: name.into(),
             aufs: AufsFlag::new(),
+            opaque_mark,
+            unopened: AtomicU8::new(0),
             xattr_whiteouts,
         })
     }
@@ -168,12 +191,54 @@ impl LowerLayers {
         if let Some(fd) = cache.get(FdKey::LowerDir(dir.uid)) {
             return Ok(DirFd::Cached(fd));
         }
-        let fd = self.open_chain(cache, dir)?;
+        dir.unopened.store(BEFORE_OPENING, Ordering::Relaxed);
+        let fd = self.open_chain(cache, dir, DIR_PATH)?;
         Ok(DirFd::Cached(cache.put(FdKey::LowerDir(dir.uid), fd)))
     }
 
+    /// A descriptor of `dir` to list it with, which nobody else has.
+    pub(crate) fn open_to_list(&self, cache: &FdCache, dir: &LowerDir) -> Result<OwnedFd, Errno> {
+        let open = match dir.parent {
+            None => DirFd::Root(self.layer(dir).root.as_fd()),
+            Some(_) => match cache.get(FdKey::LowerDir(dir.uid)) {
+                Some(fd) => DirFd::Cached(fd),
+                None => return self.open_chain(cache, dir, DIR_READ),
+            },
+        };
+        rustix::fs::openat(open.as_fd(), c".", DIR_READ, Mode::empty())
+    }
+
+    /// Is there surely no `name` in `dir`? `false`: it has to be looked at.
+    ///
+    /// Asks in one system call, through the parent's descriptor, where `dir` itself is not open and need not be. The
+    /// way is not protected from symlinks: layers don't change, and `dir` was found to be a directory. Where it is none
+    /// any more, the worst that this says is that there is no such name.
+    pub(crate) fn lacks(&self, cache: &FdCache, dir: &LowerDir, name: &OsStr) -> bool {
+        let Some(parent) = &dir.parent else {
+            return false;
+        };
+        if dir.unopened.load(Ordering::Relaxed) >= BEFORE_OPENING {
+            return false;
+        }
+        let base = match parent.parent {
+            None => DirFd::Root(self.layer(dir).root.as_fd()),
+            Some(_) => match cache.get(FdKey::LowerDir(parent.uid)) {
+                Some(fd) => DirFd::Cached(fd),
+                None => return false,
+            },
+        };
+        dir.unopened.fetch_add(1, Ordering::Relaxed);
+        let mut path: SmallVec<[u8; 256]> = SmallVec::from_slice(dir.name.as_bytes());
+        path.push(b'/');
+        path.extend_from_slice(name.as_bytes());
+        matches!(
+            stat_at(base.as_fd(), OsStr::from_bytes(&path)),
+            Err(Errno::NOENT)
+        )
+    }
+
     /// Opens `dir` from its nearest ancestor that is open, many components at a time.
-    fn open_chain(&self, cache: &FdCache, dir: &LowerDir) -> Result<OwnedFd, Errno> {
+    fn open_chain(&self, cache: &FdCache, dir: &LowerDir, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut names: Vec<&OsStr> = vec![&dir.name];
         let mut at = dir.parent.as_deref();
         let base = loop {
@@ -189,7 +254,7 @@ impl LowerLayers {
                 }
             }
         };
-        open_names(base.as_fd(), names.iter().rev().copied())
+        open_names_as(base.as_fd(), names.iter().rev().copied(), flags)
     }
 }
 
@@ -199,19 +264,28 @@ pub(crate) fn open_names<'a>(
     base: BorrowedFd<'_>,
     names: impl Iterator<Item = &'a OsStr>,
 ) -> Result<OwnedFd, Errno> {
+    open_names_as(base, names, DIR_PATH)
+}
+
+/// [`open_names`], with these flags for the last one.
+fn open_names_as<'a>(
+    base: BorrowedFd<'_>,
+    names: impl Iterator<Item = &'a OsStr>,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     const CHUNK: usize = 3500;
     let mut fd: Option<OwnedFd> = None;
     let mut path = OsString::new();
-    let step = |fd: &mut Option<OwnedFd>, path: &mut OsString| -> Result<(), Errno> {
+    let step = |fd: &mut Option<OwnedFd>, path: &mut OsString, flags| -> Result<(), Errno> {
         let at = fd.as_ref().map_or(base, |f| f.as_fd());
-        let next = open_beneath(at, path, DIR_PATH)?;
+        let next = open_beneath(at, path, flags)?;
         *fd = Some(next);
         path.clear();
         Ok(())
     };
     for name in names {
         if path.len() + name.len() > CHUNK {
-            step(&mut fd, &mut path)?;
+            step(&mut fd, &mut path, DIR_PATH)?;
         }
         if !path.is_empty() {
             path.push("/");
@@ -222,7 +296,7 @@ pub(crate) fn open_names<'a>(
         if path.is_empty() {
             path.push(".");
         }
-        step(&mut fd, &mut path)?;
+        step(&mut fd, &mut path, flags)?;
     }
     fd.ok_or(Errno::IO)
 }
@@ -238,7 +312,6 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result<Owne
             other => return other,
         }
     }
-    use std::os::unix::ffi::OsStrExt;
     let mut fd: Option<OwnedFd> = None;
     for name in path.as_bytes().split(|b| *b == b'/') {
         let at = fd.as_ref().map_or(dir, |f| f.as_fd());

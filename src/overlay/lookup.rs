@@ -8,19 +8,19 @@ use rustix::fs::Statx;
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::attr::{dev_of, is_dir, is_file, is_whiteout, stat_opt};
 use super::descent::{Descent, Step};
 use super::flags::Protection;
-use super::layer::{AufsFlag, AufsMarks, DirFd, LowerDir};
-use super::listing::{Hint, Top};
+use super::layer::{AufsFlag, DirFd, LowerDir, NO_INO};
+use super::listing::{Hint, InLower, Top};
+use super::marks::{DirMarks, Unasked};
 use super::node::{DataAt, DirPart, LowerFile, Node};
 use super::{Overlay, RedirectDir};
 use crate::format::keys::OverlayKey;
 use crate::format::redirect::Redirect;
-use crate::format::whiteout::{AufsName, OPAQUE_MARK, classify, whiteout_name};
+use crate::format::whiteout::{AufsName, classify};
 use crate::sys::xattr;
 
 /// What a name of the merged tree resolves to.
@@ -54,15 +54,6 @@ pub(crate) enum FoundKind {
     },
 }
 
-/// The marks on one directory of one layer.
-#[derive(Default)]
-pub(crate) struct DirMarks {
-    pub opaque: bool,
-    pub xattr_whiteouts: bool,
-    pub redirect: Option<Redirect>,
-    pub protection: Protection,
-}
-
 /// One layer's answer for a single name.
 #[allow(clippy::large_enum_variant)] // lives on the stack for a moment; a box would cost more
 pub(crate) enum Single {
@@ -70,6 +61,41 @@ pub(crate) enum Single {
     /// Hidden: the search ends here.
     Whiteout,
     Object(Statx),
+}
+
+/// The same, of a step on the way down.
+#[allow(clippy::large_enum_variant)] // likewise
+enum Met<'a> {
+    Absent,
+    Whiteout,
+    /// In this directory; without attributes, it is a directory itself.
+    Object(DirFd<'a>, Option<Statx>),
+}
+
+/// What a directory of a lower leaves of the layers below it.
+enum Below {
+    Nothing,
+    /// It has no marks in the form of files that hide them.
+    Asked,
+    /// It may have some.
+    Unasked,
+}
+
+/// The directories of lowers that one of the merged tree is made of, top to bottom.
+#[derive(Default)]
+struct Stack {
+    dirs: Vec<Arc<LowerDir>>,
+    /// (`st_dev`, `st_ino`) and statx of the first.
+    first: Option<((u64, u64), Statx)>,
+}
+
+impl Stack {
+    /// `st`: that of the first has to be known.
+    fn push(&mut self, dir: Arc<LowerDir>, st: Option<Statx>) {
+        let key = (dir.dev, dir.ino);
+        self.first = self.first.or(st.map(|st| (key, st)));
+        self.dirs.push(dir);
+    }
 }
 
 impl Overlay {
@@ -83,7 +109,8 @@ impl Overlay {
     /// # Errors
     /// What the layers' file systems return; `ENOTDIR` if `parent` is not a directory.
     pub(crate) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>, Errno> {
-        self.resolve_hinted(parent, name, self.listings.hint(parent.id, name))
+        let (hint, _) = self.hint(parent, name);
+        self.resolve_hinted(parent, name, hint)
     }
 
     /// [`resolve`](Self::resolve) for a caller that holds the directory's `names` lock: where it is asked often,
@@ -93,11 +120,16 @@ impl Overlay {
         parent: &Node,
         name: &OsStr,
     ) -> Result<Option<Found>, Errno> {
-        let mut hint = self.listings.hint(parent.id, name);
-        if matches!(hint, Hint::Unknown) && self.list_for_lookups(parent) {
-            hint = self.listings.hint(parent.id, name);
+        let (mut hint, more) = self.hint(parent, name);
+        if more && self.list_for_lookups(parent) {
+            (hint, _) = self.hint(parent, name);
         }
         self.resolve_hinted(parent, name, hint)
+    }
+
+    fn hint(&self, parent: &Node, name: &OsStr) -> (Hint, bool) {
+        let lowers = parent.dir.as_ref().map_or(0, |d| d.lowers().len());
+        self.listings.hint(parent.id, name, lowers)
     }
 
     fn resolve_hinted(
@@ -128,7 +160,7 @@ impl Overlay {
         parent: &Node,
         name: &OsStr,
         top: Top,
-        chosen: Option<Box<[u16]>>,
+        chosen: Option<Vec<InLower>>,
     ) -> Result<Option<Found>, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
         if self.is_reserved_name(name) {
@@ -140,9 +172,10 @@ impl Overlay {
         };
         let mut descent = Descent::new(dir, skip, chosen, name);
         let mut found_upper: Option<(Statx, DirMarks)> = None;
+        let mut unasked = Unasked::default();
         if top == Top::Upper && parent.place.read().has_upper() {
             let fd = self.upper_dir_fd(parent)?;
-            match self.single(fd.as_fd(), name, &dir.aufs, self.marks_whiteouts(dir))? {
+            match self.object(fd.as_fd(), name, self.marks_whiteouts(dir))? {
                 Single::Whiteout => return Ok(None),
                 Single::Absent => {}
                 Single::Object(st) if !is_dir(&st) => {
@@ -156,19 +189,23 @@ impl Overlay {
                             protection,
                             ..DirMarks::default()
                         };
-                        return Ok(self.found_dir(Some((st, marks)), Vec::new()));
+                        return Ok(self.found_dir(Some((st, marks)), Stack::default()));
                     }
-                    let mut marks = self.dir_marks(fd.as_fd(), name)?;
-                    // `.wh.NAME` beside NAME hides NAME of the layers below.
-                    marks.opaque |= self.aufs_probe(fd.as_fd(), name, &dir.aufs)?;
+                    let mut marks = self.dir_attributes(fd.as_fd(), name)?;
+                    let redirected = marks.redirect.is_some();
+                    if !marks.opaque && (redirected || !dir.lowers().is_empty()) {
+                        marks.opaque = self.has_opaque_mark(fd.as_fd(), name)?
+                            || (redirected && self.aufs_probe(fd.as_fd(), name, &dir.aufs)?);
+                    }
                     if let Some(redirect) = &marks.redirect {
                         descent.redirect(redirect);
                     }
                     found_upper = Some((st, marks));
                 }
             }
+            unasked.set_upper(fd, name, &dir.aufs);
         }
-        self.resolve_lowers(descent, found_upper)
+        self.resolve_lowers(descent, found_upper, unasked)
     }
 
     /// The part of [`resolve`](Self::resolve) below upper.
@@ -176,58 +213,61 @@ impl Overlay {
         &self,
         mut descent: Descent,
         found_upper: Option<(Statx, DirMarks)>,
+        mut unasked: Unasked<'_>,
     ) -> Result<Option<Found>, Errno> {
-        let mut lowers: Vec<(Arc<LowerDir>, Statx)> = Vec::new();
+        let mut stack = Stack::default();
         if found_upper.as_ref().is_some_and(|(_, m)| m.opaque) {
-            return Ok(self.found_dir(found_upper, lowers));
+            return Ok(self.found_dir(found_upper, stack));
         }
         let in_dirs = found_upper.is_some();
-        while let Some(step) = descent.next(self)? {
-            let at = &step.at;
-            let mut stop = step.last_here;
-            let fd = self.lowers.dir_fd(&self.fds, at)?;
-            match self.single(fd.as_fd(), &step.name, &at.aufs, at.xattr_whiteouts)? {
-                Single::Whiteout => break,
-                Single::Absent => {}
-                Single::Object(st) if is_dir(&st) => {
-                    stop = self.add_lower_dir(&fd, &step, st, &mut descent, &mut lowers)?;
+        while let Some(mut step) = descent.next(self)? {
+            // Attributes are those of the first.
+            step.is_dir &= !stack.dirs.is_empty();
+            let (fd, st) = match self.meet(&step)? {
+                Met::Object(fd, st) => (fd, st),
+                Met::Whiteout => break,
+                Met::Absent if step.last_here => break,
+                Met::Absent if step.from_root && self.hides_below(&step.at, &step.name)? => break,
+                Met::Absent => {
+                    unasked.push(step);
+                    continue;
                 }
-                // Hidden by the directories above it.
-                Single::Object(_) if in_dirs || !lowers.is_empty() => break,
-                Single::Object(st) => {
-                    return self.found_lower_file(fd, &step, st, descent).map(Some);
-                }
-            }
-            if stop {
+            };
+            // Hidden by directories above it, or by marks.
+            let beneath = in_dirs || !stack.dirs.is_empty();
+            let other = st.filter(|st| !is_dir(st));
+            if (beneath && other.is_some()) || unasked.hide(self)? {
                 break;
             }
+            if let Some(st) = other {
+                return self.found_lower_file(fd, &step, st, descent).map(Some);
+            }
+            match self.add_lower_dir(&fd, &step, st, &mut descent, &mut stack)? {
+                Below::Nothing => break,
+                Below::Asked => {}
+                Below::Unasked => unasked.push(step),
+            }
         }
-        Ok(self.found_dir(found_upper, lowers))
+        Ok(self.found_dir(found_upper, stack))
     }
 
-    /// Adds a directory of a lower layer to the stack; `true`: nothing below it counts.
+    /// Adds a directory of a lower layer to the stack.
     fn add_lower_dir(
         &self,
         fd: &DirFd<'_>,
         step: &Step,
-        st: Statx,
+        st: Option<Statx>,
         descent: &mut Descent,
-        lowers: &mut Vec<(Arc<LowerDir>, Statx)>,
-    ) -> Result<bool, Errno> {
+        stack: &mut Stack,
+    ) -> Result<Below, Errno> {
         let (fd, at, name) = (fd.as_fd(), &step.at, &*step.name);
         // In the last layer there is nothing that marks could hide or lead to.
         let last = descent.is_last(self, at);
-        let marks = if last {
-            DirMarks::default()
-        } else {
-            self.dir_marks(fd, name)?
+        let marks = match last {
+            true => DirMarks::default(),
+            false => self.dir_attributes(fd, name)?,
         };
-        let mut stop = step.last_here || marks.opaque;
-        // `.wh.NAME` beside NAME in one layer hides NAME of the layers below only.
-        if !stop && !last && self.aufs_probe(fd, name, &at.aufs)? {
-            stop = true;
-        }
-        let key = (dev_of(&st), st.stx_ino);
+        let key = st.map_or((at.dev, NO_INO), |st| (dev_of(&st), st.stx_ino));
         let dir = LowerDir::new(
             at.layer,
             key,
@@ -235,13 +275,18 @@ impl Overlay {
             name,
             marks.xattr_whiteouts,
         );
-        lowers.push((dir, st));
+        let mut stop = step.last_here || marks.opaque;
+        let mut below = Below::Unasked;
         if let Some(redirect) = &marks.redirect {
+            let opaque = marks.opaque || self.has_opaque_file(&dir)?;
+            stop |= opaque || self.hides_below(at, name)?;
             // What it leads to is found also where the way to this one ended at an opaque directory.
-            stop &= marks.opaque || matches!(redirect, Redirect::Relative(_));
+            stop &= opaque || matches!(redirect, Redirect::Relative(_));
             descent.redirect(redirect);
+            below = Below::Asked;
         }
-        Ok(stop)
+        stack.push(dir, st);
+        Ok(if stop { Below::Nothing } else { below })
     }
 
     /// Can upper's part of the directory hold whiteouts in the form of marked files?
@@ -261,6 +306,19 @@ impl Overlay {
         aufs: &AufsFlag,
         xattr_whiteouts: bool,
     ) -> Result<Single, Errno> {
+        match self.object(fd, name, xattr_whiteouts)? {
+            Single::Absent if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
+            other => Ok(other),
+        }
+    }
+
+    /// [`single`](Self::single) without asking for a `.wh.NAME`.
+    fn object(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &OsStr,
+        xattr_whiteouts: bool,
+    ) -> Result<Single, Errno> {
         match stat_opt(fd, name)? {
             Some(st) if is_whiteout(&st) => Ok(Single::Whiteout),
             Some(st) if xattr_whiteouts && is_file(&st) && st.stx_size == 0 => {
@@ -272,71 +330,27 @@ impl Overlay {
                 Ok(Single::Object(self.ids.apply(fd, name, st)?))
             }
             Some(st) => Ok(Single::Object(self.ids.apply(fd, name, st)?)),
-            None if self.aufs_probe(fd, name, aufs)? => Ok(Single::Whiteout),
             None => Ok(Single::Absent),
         }
     }
 
-    /// Is there a `.wh.NAME`?
-    fn aufs_probe(&self, fd: BorrowedFd<'_>, name: &OsStr, aufs: &AufsFlag) -> Result<bool, Errno> {
-        if aufs.get() == AufsMarks::Absent {
-            return Ok(false);
+    /// Looks at a step's name. Where many directories are asked, most have nothing: they aren't opened.
+    fn meet(&self, step: &Step) -> Result<Met<'_>, Errno> {
+        let at = &step.at;
+        if step.of_many && !step.is_dir && self.lowers.lacks(&self.fds, at, &step.name) {
+            return Ok(Met::Absent);
         }
-        // A name too long for the mark has none.
-        let Some(mark) = whiteout_name(name) else {
-            return Ok(false);
-        };
-        Ok(stat_opt(fd, OsStr::from_bytes(&mark))?.is_some())
-    }
-
-    /// Reads the marks of the directory `name` in `fd`.
-    ///
-    /// # Errors
-    /// `EPERM` for a redirect when redirects are not followed, as the kernel does.
-    pub(crate) fn dir_marks(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<DirMarks, Errno> {
-        let mut marks = DirMarks::default();
-        let mut value = [0u8; 4];
-        for attr in xattr::list_at(fd, name)?.split(|b| *b == 0) {
-            if attr == self.ns.key(OverlayKey::Opaque).to_bytes() {
-                let n = xattr::get_at_into(fd, name, self.ns.key(OverlayKey::Opaque), &mut value);
-                match n {
-                    Ok(Some(1)) if value[0] == b'y' => marks.opaque = true,
-                    Ok(Some(1)) if value[0] == b'x' => marks.xattr_whiteouts = true,
-                    Ok(_) | Err(Errno::RANGE) => {}
-                    Err(e) => return Err(e),
-                }
-            } else if attr == self.ns.key(OverlayKey::Protattr).to_bytes() {
-                marks.protection = self.stored_protection(fd, name)?;
-            } else if attr == b"user.fuseoverlayfs.opaque" {
-                marks.opaque = true;
-            } else if attr == self.ns.key(OverlayKey::Redirect).to_bytes() {
-                if !self.follow_redirects {
-                    return Err(Errno::PERM);
-                }
-                let value = xattr::get_at(fd, name, self.ns.key(OverlayKey::Redirect))?;
-                // A redirect that can't be understood is an error, not an empty directory.
-                let parse = |v: Vec<u8>| Redirect::parse(&v).map_err(|_| Errno::IO);
-                marks.redirect = value.map(parse).transpose()?;
-            }
+        let fd = self.lowers.dir_fd(&self.fds, at)?;
+        if step.is_dir {
+            return Ok(Met::Object(fd, None));
         }
-        if !marks.opaque && self.has_opaque_mark(fd, name)? {
-            marks.opaque = true;
-        }
-        Ok(marks)
-    }
-
-    /// Is there a `.wh..wh..opq` in the directory?
-    fn has_opaque_mark(&self, fd: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
-        let mut path = name.to_os_string();
-        if path.len() > 240 {
-            let dir = super::layer::open_names(fd, std::iter::once(name))?;
-            return Ok(stat_opt(dir.as_fd(), OsStr::from_bytes(OPAQUE_MARK))?.is_some());
-        }
-        if !path.is_empty() {
-            path.push("/");
-        }
-        path.push(OsStr::from_bytes(OPAQUE_MARK));
-        Ok(stat_opt(fd, &path)?.is_some())
+        Ok(
+            match self.object(fd.as_fd(), &step.name, at.xattr_whiteouts)? {
+                Single::Absent => Met::Absent,
+                Single::Whiteout => Met::Whiteout,
+                Single::Object(st) => Met::Object(fd, Some(st)),
+            },
+        )
     }
 
     /// An object of upper that is not a directory: where does its inode number come from, and its
@@ -434,27 +448,24 @@ impl Overlay {
     /// Does a lower of `parent` show something under `name`? (It then needs a whiteout.)
     pub(crate) fn lower_has(&self, parent: &Node, name: &OsStr) -> Result<bool, Errno> {
         let dir = parent.dir.as_deref().ok_or(Errno::NOTDIR)?;
-        for at in dir.lowers().iter() {
-            let fd = self.lowers.dir_fd(&self.fds, at)?;
-            match self.single(fd.as_fd(), name, &at.aufs, at.xattr_whiteouts)? {
-                Single::Whiteout => return Ok(false),
-                Single::Object(_) => return Ok(true),
-                Single::Absent => {}
+        let mut descent = Descent::new(dir, 0, None, name);
+        let mut unasked = Unasked::default();
+        while let Some(step) = descent.next(self)? {
+            match self.meet(&step)? {
+                Met::Object(..) => return Ok(!unasked.hide(self)?),
+                Met::Whiteout => return Ok(false),
+                Met::Absent => unasked.push(step),
             }
         }
         Ok(false)
     }
 
     /// The directory made of upper's part and the lowers' parts, if there is any.
-    fn found_dir(
-        &self,
-        upper: Option<(Statx, DirMarks)>,
-        lowers: Vec<(Arc<LowerDir>, Statx)>,
-    ) -> Option<Found> {
-        let first = lowers.first().map(|(d, st)| ((d.dev, d.ino), *st));
-        let (stat, upper_ino, marks) = match (upper, &first) {
+    fn found_dir(&self, upper: Option<(Statx, DirMarks)>, stack: Stack) -> Option<Found> {
+        let first = stack.first;
+        let (stat, upper_ino, marks) = match (upper, first) {
             (Some((st, marks)), _) => (st, st.stx_ino, marks),
-            (None, Some((_, st))) => (*st, 0, DirMarks::default()),
+            (None, Some((_, st))) => (st, 0, DirMarks::default()),
             (None, None) => return None,
         };
         Some(Found {
@@ -463,15 +474,13 @@ impl Overlay {
             upper_alias: upper_ino != 0,
             identity: first.map_or((dev_of(&stat), stat.stx_ino), |(key, _)| key),
             protection: match upper_ino {
-                0 => lowers
-                    .first()
-                    .map_or_else(Protection::default, |(dir, st)| {
-                        Protection::of_lower(self.lowers.layer(dir), st)
-                    }),
+                0 => stack.dirs.first().map_or_else(Protection::default, |dir| {
+                    Protection::of_lower(self.lowers.layer(dir), &stat)
+                }),
                 _ => marks.protection,
             },
             what: FoundKind::Dir {
-                lowers: lowers.into_iter().map(|(d, _)| d).collect(),
+                lowers: stack.dirs,
                 redirect: marks.redirect,
                 xattr_whiteouts: marks.xattr_whiteouts,
             },

@@ -137,6 +137,7 @@ impl Overlay {
         if let Some(redirect) = &redirect {
             descent.redirect(redirect);
         }
+        descent.heed_marks();
         let refused = || !self.config.metacopy;
         while let Some(step) = descent.next(self)? {
             if refused() || (redirect.is_some() && !self.follow_redirects) {
@@ -150,7 +151,7 @@ impl Overlay {
                     if !found.metacopy {
                         return Ok(DataAt::Lower {
                             dir: Arc::clone(at),
-                            name: step.name.into(),
+                            name: (*step.name).into(),
                             blocks: st.stx_blocks,
                         });
                     }

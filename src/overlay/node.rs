@@ -16,6 +16,7 @@ use super::attr::Kind;
 use super::fds::PinPlace;
 use super::flags::Protection;
 use super::layer::{AufsFlag, LowerDir};
+use super::looked_into::LookedInto;
 use crate::format::redirect::Redirect;
 
 /// The node id of the root of the mount. Every other node's id is its `st_ino`, but for single
@@ -148,8 +149,8 @@ pub(crate) struct DirPart {
     pub default_acl: Remembered,
     /// Does upper's directory carry the impure mark?
     pub impure: Remembered,
-    /// Lookups while no listing was cached.
-    pub unlisted_lookups: AtomicU32,
+    /// Lookups while no whole listing was cached. Held while it is listed for them: lookups only try to lock it.
+    pub looked_into: Mutex<LookedInto>,
     /// `.wh.` marks in upper's directory.
     pub aufs: AufsFlag,
     /// Are whiteout xattrs honoured in upper's directory?
@@ -165,7 +166,7 @@ impl DirPart {
             generation: AtomicU64::new(0),
             default_acl: Remembered::unknown(),
             impure: Remembered::unknown(),
-            unlisted_lookups: AtomicU32::new(0),
+            looked_into: Mutex::default(),
             aufs: AufsFlag::new(),
             xattr_whiteouts: false,
         }
@@ -181,8 +182,9 @@ impl DirPart {
         *self.lowers.write() = lowers.into();
     }
 
-    /// Forgets what was learnt about upper's directory.
+    /// Forgets what was learnt about upper's directory, and of listing the lowers.
     pub(crate) fn forget_facts(&self) {
+        *self.looked_into.lock() = LookedInto::default();
         self.default_acl.forget();
         self.impure.forget();
         self.aufs.forget();

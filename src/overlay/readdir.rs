@@ -20,10 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Overlay;
-use super::attr::{Attr, Kind, is_whiteout, stat_opt};
-use super::layer::{AufsFlag, DIR_READ};
+use super::attr::{Attr, Kind, dev_of, is_whiteout, stat_at, stat_opt};
+use super::layer::{AufsFlag, DIR_READ, NO_INO};
 use super::listing::{DOT, DOT_DOT, Entry, Listing, Top};
-use super::node::{DirPart, Node};
+use super::node::{DirPart, Node, Remembered};
 use crate::format::keys::OverlayKey;
 use crate::format::whiteout::{AufsName, classify};
 use crate::sys::dir::{DirEntry, DirReader};
@@ -46,21 +46,28 @@ pub struct ListedEntry<'a> {
 const GENERATION_BITS: u32 = 16;
 const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
 
-/// Lowers from which on a listing of a directory that is only looked into may pay.
-const MANY_LOWERS: usize = 2;
-/// Lookups, likewise. A power of two.
-const MANY_LOOKUPS: u32 = 8;
-/// Entries that one lookup lists at most: a few milliseconds.
-const MOST_LISTED: usize = 8192;
-
 /// One directory that takes part in a merged listing.
 struct Part<'a> {
     fd: OwnedFd,
     dev: u64,
     aufs: &'a AufsFlag,
+    /// `None`: it is upper's, of which it was asked for before.
+    opaque_mark: Option<&'a Remembered>,
     xattr_whiteouts: bool,
     top: Top,
 }
+
+/// What came of adding one.
+enum Added {
+    Whole,
+    /// All of it, and the lowers below it count for nothing.
+    Opaque,
+    /// Not all of it: there are more entries than may be read.
+    TooMuch,
+}
+
+/// What it takes to open a directory and find its end, in entries.
+pub(super) const PART_COST: usize = 16;
 
 impl Overlay {
     /// Lists a directory from `offset` on (0: from the start), until `each` breaks off.
@@ -233,100 +240,82 @@ impl Overlay {
         let dir = node.dir.as_deref().ok_or(Errno::NOTDIR)?;
         let mut listing = Listing::default();
         let mut unlimited = usize::MAX;
+        let mut reader = DirReader::new();
         if node.place.read().has_upper() {
             let fd = self.upper_dir_fd(node)?;
             let part = Part {
                 fd: rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?,
                 dev: self.upper()?.layer.dev,
                 aufs: &dir.aufs,
+                opaque_mark: None,
                 xattr_whiteouts: self.marks_whiteouts(dir),
                 top: Top::Upper,
             };
-            self.add_part(&mut listing, &part, &mut unlimited)?;
+            self.add_part(&mut listing, &part, &mut reader, &mut unlimited)?;
             self.number_upper_entries(node, &mut listing)?;
         }
-        self.add_lowers(&mut listing, dir, &mut unlimited)?;
+        self.add_lowers(&mut listing, dir, &mut reader, &mut unlimited)?;
         listing.entries.retain(|_, e| !e.hidden);
         Ok(listing)
     }
 
-    /// Adds the lowers of a directory. `false`: that is more than `left`.
-    fn add_lowers(
+    /// Adds the lowers of a directory that a listing lacks. `false`: that is more than `left`; it can be gone on with.
+    pub(super) fn add_lowers(
         &self,
         listing: &mut Listing,
         dir: &DirPart,
+        reader: &mut DirReader,
         left: &mut usize,
     ) -> Result<bool, Errno> {
-        for (i, lower) in dir.lowers().iter().enumerate() {
-            let fd = self.lowers.dir_fd(&self.fds, lower)?;
+        let from = listing.upto.unwrap_or(0);
+        for (i, lower) in dir.lowers().iter().enumerate().skip(from) {
+            let Some(fewer) = left.checked_sub(PART_COST) else {
+                return Ok(false);
+            };
+            *left = fewer;
+            let fd = self.lowers.open_to_list(&self.fds, lower)?;
+            let dev = match lower.ino {
+                NO_INO => dev_of(&stat_at(fd.as_fd(), OsStr::new(""))?),
+                _ => lower.dev,
+            };
             let part = Part {
-                fd: rustix::fs::openat(fd.as_fd(), c".", DIR_READ, Mode::empty())?,
-                dev: lower.dev,
+                fd,
+                dev,
                 aufs: &lower.aufs,
+                opaque_mark: Some(&lower.opaque_mark),
                 xattr_whiteouts: lower.xattr_whiteouts,
                 top: Top::Lower(u16::try_from(i).map_err(|_| Errno::OVERFLOW)?),
             };
-            if !self.add_part(listing, &part, left)? {
-                return Ok(false);
+            match self.add_part(listing, &part, reader, left)? {
+                Added::TooMuch => return Ok(false),
+                Added::Opaque => break,
+                Added::Whole => listing.upto = Some(i + 1),
             }
         }
+        listing.upto = None;
         Ok(true)
     }
 
-    /// Lists a directory of many lowers once names were looked up in it as often as pays for it: each lookup asks
-    /// every lower, for the name and for marks that hide it, and the listing says where there is something.
-    /// Its names are locked. `true`: there is a listing now.
-    ///
-    /// It is tried after 8, 16, 32… lookups, and given up when it takes more entries than those have asked
-    /// questions, so that all of them together take twice as long at most; and when one would wait for long. Whoever
-    /// may look into a directory need not be allowed to list it.
-    pub(super) fn list_for_lookups(&self, node: &Node) -> bool {
-        let Some(dir) = node.dir.as_deref() else {
-            return false;
-        };
-        let lowers = dir.lowers().len();
-        if lowers < MANY_LOWERS || node.place.read().has_upper() {
-            return false;
-        }
-        let lookups = dir
-            .unlisted_lookups
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        if lookups < MANY_LOOKUPS || !lookups.is_power_of_two() {
-            return false;
-        }
-        let mut left = lowers.saturating_mul(lookups as usize).min(MOST_LISTED);
-        let mut listing = Listing::default();
-        let added = self.add_lowers(&mut listing, dir, &mut left);
-        let whole = added.unwrap_or_else(|e| {
-            tracing::debug!(node = node.id, "a directory is not listed: {e}");
-            false
-        });
-        if whole {
-            listing.entries.retain(|_, e| !e.hidden);
-            self.listings.put(node.id, listing);
-        }
-        whole
-    }
-
-    /// Adds what one layer has and the layers above don't hide. `false`: that is more than `left`.
+    /// Adds what one layer has and the layers above don't hide.
     fn add_part(
         &self,
         listing: &mut Listing,
         part: &Part<'_>,
+        reader: &mut DirReader,
         left: &mut usize,
-    ) -> Result<bool, Errno> {
+    ) -> Result<Added, Errno> {
         let mut hides: Vec<OsString> = Vec::new();
-        let mut reader = DirReader::new();
+        let mut opaque = false;
         let mut more = true;
         while more {
             let mut failed = None;
             more = reader.read(part.fd.as_fd(), &mut |e| {
                 let Some(fewer) = left.checked_sub(1) else {
-                    failed = Some(Ok(false));
+                    failed = Some(Ok(Added::TooMuch));
                     return ControlFlow::Break(());
                 };
                 *left = fewer;
+                opaque |= matches!(classify(e.name), AufsName::Opaque);
                 match self.add_entry(listing, part, &e, &mut hides) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(e) => {
@@ -343,7 +332,7 @@ impl Overlay {
         // `.wh.NAME` hides the layers below only: NAME of this layer is in already.
         for name in hides {
             match listing.get_mut(&name) {
-                Some(above) => above.note(part.top),
+                Some(above) => above.note(part.top, false),
                 None => listing.insert(Entry {
                     name: name.into(),
                     ino: 0,
@@ -354,7 +343,14 @@ impl Overlay {
                 }),
             }
         }
-        Ok(true)
+        // That of a root was heeded when the layers were opened, or is none: in the last layer.
+        Ok(match part.opaque_mark {
+            Some(mark) if mark.get() != Some(false) => {
+                mark.set(opaque);
+                if opaque { Added::Opaque } else { Added::Whole }
+            }
+            _ => Added::Whole,
+        })
     }
 
     /// Adds one entry of a layer, or its name to those that are hidden in the layers below.
@@ -376,8 +372,9 @@ impl Overlay {
             }
             AufsName::Opaque | AufsName::Reserved => return Ok(()),
         }
+        let surely_dir = Kind::from_d_type(e.kind) == Some(Kind::Dir);
         if let Some(above) = listing.get_mut(e.name) {
-            above.note(part.top);
+            above.note(part.top, surely_dir);
             return Ok(());
         }
         let kind = self.shown_kind(part.fd.as_fd(), e, part.xattr_whiteouts)?;
@@ -386,10 +383,10 @@ impl Overlay {
             ino: self.inos.map(part.dev, e.ino),
             kind: kind.unwrap_or(Kind::CharDevice),
             top: part.top,
-            lowers: (kind == Some(Kind::Dir)).then(Box::default),
+            lowers: (kind == Some(Kind::Dir)).then(Vec::new),
             hidden: kind.is_none(),
         };
-        entry.note(part.top);
+        entry.note(part.top, surely_dir);
         listing.insert(entry);
         Ok(())
     }

@@ -13,6 +13,8 @@ use super::call::check;
 
 /// Bytes of one `getdents64`: about 1,000 short names.
 const BUFFER: usize = 64 * 1024;
+/// Room for three entries of the longest names.
+const LEAST: usize = 1024;
 /// Where the name begins in `struct linux_dirent64`.
 const NAME_AT: usize = 19;
 
@@ -44,8 +46,13 @@ impl Default for DirReader {
 impl DirReader {
     /// Allocates the buffer, 64 KiB.
     pub fn new() -> DirReader {
+        DirReader::with_room(BUFFER)
+    }
+
+    /// Allocates a buffer of so many bytes, within reason, for who may not want all that is in a directory.
+    pub fn with_room(bytes: usize) -> DirReader {
         DirReader {
-            buf: vec![0; BUFFER].into_boxed_slice(),
+            buf: vec![0; bytes.clamp(LEAST, BUFFER)].into_boxed_slice(),
         }
     }
 

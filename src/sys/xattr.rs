@@ -253,7 +253,14 @@ pub fn set_at(
 /// # Errors
 /// What `listxattr(2)` returns, except `EOPNOTSUPP`. `ERANGE` only when the list kept growing.
 pub fn list_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Vec<u8>, Errno> {
-    let mut list = vec![0u8; 1024];
+    let mut small = [0u8; 1024];
+    match list_once(dir, name, &mut small) {
+        Ok(n) => return small.get(..n).map(<[u8]>::to_vec).ok_or(Errno::RANGE),
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(Errno::RANGE) => {}
+        Err(e) => return Err(e),
+    }
+    let mut list = vec![0u8; SIZE_MAX];
     for _ in 0..ATTEMPTS {
         match list_once(dir, name, &mut list) {
             Ok(n) => {
@@ -261,7 +268,7 @@ pub fn list_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Vec<u8>, Errno> {
                 return Ok(list);
             }
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            Err(Errno::RANGE) if list.len() < SIZE_MAX => list.resize(SIZE_MAX, 0),
+            Err(Errno::RANGE) => {}
             Err(e) => return Err(e),
         }
     }

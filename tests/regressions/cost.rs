@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::files::{drop_caches, open_rw, write_solid};
-use crate::support::{Layers, Mounted, Scratch, Subject, Trace, require_root, subject, wait_until};
+use crate::support::{
+    Call, Layers, Mounted, Scratch, Subject, Trace, require_root, subject, wait_until,
+};
 
 fn fill(dir: &Path, count: usize) {
     fs::create_dir_all(dir).unwrap();
@@ -69,6 +71,75 @@ fn count_calls(pid: u32, dir: &Path) -> usize {
         File::create_new(dir.join(format!("counted-{i}"))).unwrap();
     }
     trace.finish().len()
+}
+
+/// The daemon's system calls that read layers, for one action.
+fn reads(pid: u32, action: impl FnOnce()) -> Vec<Call> {
+    let trace = Trace::attach(pid, "statx,openat,openat2,getdents64");
+    action();
+    trace.finish()
+}
+
+/// In a directory that was not looked into before a layer is asked for a name once, without opening its part: not
+/// for marks that would hide it either, as long as nothing is found. What one layer has, none below it is asked for.
+#[test]
+fn a_layer_that_lacks_a_name_is_asked_once() {
+    require_root();
+    const LAYERS: usize = 40;
+    let scratch = Scratch::new();
+    let layers = scratch.layers(LAYERS);
+    for lower in &layers.lowers {
+        fs::create_dir_all(lower.join("dir/sub")).unwrap();
+        fs::create_dir(lower.join("dir/other")).unwrap();
+    }
+    fs::write(layers.lowers[0].join("dir/other/top"), "").unwrap();
+    fs::write(layers.lowers[LAYERS - 1].join("dir/other/bottom"), "").unwrap();
+    let mounted = subject().mount(&layers, &[]);
+    let Some(pid) = mounted.daemon_pid() else {
+        return;
+    };
+    for name in ["dir/sub", "dir/other"] {
+        assert!(mounted.path(name).is_dir());
+    }
+    let rows = [
+        ("dir/sub/missing", false, LAYERS + 4),
+        ("dir/other/top", true, 6),
+        // What would hide it is asked for: a name, and the mark of the whole directory.
+        ("dir/other/bottom", true, 3 * LAYERS + 8),
+    ];
+    for (name, exists, most) in rows {
+        let calls = reads(pid, || assert_eq!(mounted.path(name).exists(), exists));
+        assert!(
+            calls.len() <= most,
+            "{} system calls for {name}: {calls:#?}",
+            calls.len()
+        );
+    }
+}
+
+/// Looking names up in a directory of very many lists no more of it than the lookups are worth.
+#[test]
+fn some_lookups_in_a_big_directory_do_not_list_it() {
+    require_root();
+    let scratch = Scratch::new();
+    let layers = scratch.layers(2);
+    fill(&layers.lowers[0].join("big"), 20_000);
+    fs::create_dir(layers.lowers[1].join("big")).unwrap();
+    let mounted = subject().mount(&layers, &[]);
+    let Some(pid) = mounted.daemon_pid() else {
+        return;
+    };
+    let calls = reads(pid, || {
+        for i in 0..40 {
+            assert!(mounted.path(format!("big/entry-{i}")).exists());
+        }
+    });
+    let listed: u64 = calls
+        .iter()
+        .filter(|c| c.name == "getdents64")
+        .filter_map(Call::result)
+        .sum();
+    assert!(listed < 16 << 10, "{listed} bytes of entries were read");
 }
 
 /// Does something between an unmount and the next mount.

@@ -31,7 +31,7 @@ fn fill(layers: &Layers) {
     }
 }
 
-fn whiteout(path: &Path) {
+pub fn whiteout(path: &Path) {
     rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
 }
 
