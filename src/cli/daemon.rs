@@ -26,7 +26,8 @@ impl Reporter {
         }
     }
 
-    /// Says how it went: code 0 and nothing, or an exit code and a message. `false`: it was said before, or
+    /// Says how it went: code 0 and nothing, code 0 and something where this process is about to end, or an exit code
+    /// and a message. `false`: it was said before, or
     /// nobody listens (foreground).
     pub fn send(&self, code: u8, message: &str) -> bool {
         let Some(mut pipe) = self.pipe.lock().take() else {
@@ -78,7 +79,11 @@ fn read_report(reader: OwnedFd, child: Pid) -> Result<(), Failure> {
         return Err(Failure::failed(format!("waiting for the daemon: {error}")));
     }
     match report.split_first() {
-        Some((0, _)) => Ok(()),
+        Some((0, b"")) => Ok(()),
+        Some((0, _)) => {
+            reap(child);
+            Ok(())
+        }
         Some((&code, message)) => {
             reap(child);
             Err(Failure {

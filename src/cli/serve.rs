@@ -22,7 +22,7 @@ pub fn serve(plan: MountPlan, reporter: &Arc<Reporter>) -> Result<(), Failure> {
     logging::start(&plan)?;
     logging::log_panics();
     if beside::mount(&plan) {
-        reporter.send(0, "");
+        reporter.send(0, "another daemon serves it");
         return Ok(());
     }
     let target = plan.request.target.clone();

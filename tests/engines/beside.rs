@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use crate::support::{
     EntryDigest, Scratch, Subject, assert_digests_equal, is_mount_point, is_running,
     mount_points_beneath, require_root, rounds, rovl_bin, run, sh, signal, subject, tree_digest,
-    wait_until,
+    wait_until, within,
 };
 
 /// A storage of podman's form: `ID/{diff,work,merged,empty}`.
@@ -543,6 +543,29 @@ fn only_what_would_show_the_same_is_served_beside_another() {
     assert!(!storage.is_beside("one"));
 }
 
+/// A stopped process, which goes on in the end.
+struct GoesOn(u32);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        if is_running(self.0) {
+            signal(self.0, Signal::CONT);
+        }
+    }
+}
+
+/// Have all threads stopped? They do so one after the other, and one that has not may still answer.
+fn is_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut stats = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")));
+    stats.all(|stat| {
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    })
+}
+
 #[test]
 fn a_daemon_that_hangs_is_waited_for_in_vain_but_not_for_long() {
     if other_subject() {
@@ -557,12 +580,19 @@ fn a_daemon_that_hangs_is_waited_for_in_vain_but_not_for_long() {
     let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
     let pid = u32::try_from(stat["pid"].as_u64().unwrap()).unwrap();
     signal(pid, Signal::STOP);
+    // Whatever fails from here on, it is not left stopped.
+    let _goes_on = GoesOn(pid);
+    assert!(wait_until(Duration::from_secs(10), || is_stopped(pid)));
     let begin = Instant::now();
     storage.mount_parent("");
     let took = begin.elapsed();
-    let shown = fs::read_to_string(storage.merged("top").join("plain/f"));
-    signal(pid, Signal::CONT);
+    // From its own daemon: nobody would answer otherwise.
+    let file = storage.merged("top").join("plain/f");
+    let shown = within(Duration::from_secs(10), "reading", move || {
+        fs::read_to_string(file)
+    });
     assert_eq!(shown.unwrap(), "f\n");
+    signal(pid, Signal::CONT);
     assert!(took < Duration::from_secs(8), "{took:?}");
     assert!(!storage.is_beside("one"));
     // Nothing came late.
