@@ -12,6 +12,8 @@
 //!    listings, exclusive for whoever changes a name in the directory. Nobody copies up with it
 //!    held: everything is brought to upper first, and looked at again once the lock is there.
 //!    `DirPart::looked_into` comes after it; lookups don't wait for it.
+//!    A tree beneath another's top layer ([`beneath`]) takes its `Beneath::state` after these: shared by whoever
+//!    numbers a node, exclusive for whoever is about to change the other tree.
 //! 3. `Node::place`: a node's name, parent and layers. Written only while the name on disk is
 //!    changed with it, so that whoever holds it for reading can use the name. Nobody takes a
 //!    lock of the node table while holding it for writing.

@@ -42,7 +42,7 @@ pub struct Args {
     /// These targets only, of those that --list names
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub targets: Vec<String>,
-    /// Print the README's table instead of the terminal's
+    /// Print the README's table instead of the terminal's: the rows in which rovl is held against something
     #[arg(long)]
     pub readme: bool,
     /// Measure nothing: show (and write to --out) what this JSON file holds

@@ -175,7 +175,7 @@ fn show(args: &Args, report: &Report) -> Result<()> {
     write_into(&args.out, "bench.html", &render::html::render(report))?;
     write_into(&args.out, "bench.md", &markdown)?;
     if args.readme {
-        print!("{markdown}");
+        print!("{}", render::markdown::render_goals(report));
     } else {
         print!("{}", render::text::render(report));
         println!(

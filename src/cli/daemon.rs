@@ -27,8 +27,7 @@ impl Reporter {
     }
 
     /// Says how it went: code 0 and nothing, code 0 and something where this process is about to end, or an exit code
-    /// and a message. `false`: it was said before, or
-    /// nobody listens (foreground).
+    /// and a message. `false`: it was said before, or nobody listens (foreground).
     pub fn send(&self, code: u8, message: &str) -> bool {
         let Some(mut pipe) = self.pipe.lock().take() else {
             return false;

@@ -14,7 +14,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -75,6 +75,8 @@ struct Changing<'a>(&'a AtomicUsize);
 impl<'a> Changing<'a> {
     fn new(count: &'a AtomicUsize) -> Changing<'a> {
         count.fetch_add(1, Ordering::SeqCst);
+        // What is looked at next must not have been looked at before the count.
+        fence(Ordering::SeqCst);
         Changing(count)
     }
 }
@@ -94,8 +96,10 @@ impl Company {
 impl Filesystem {
     /// Has the right tree carry out a request.
     pub(super) fn route(&self, head: &Header, op: Op<'_>, out: &mut Out<'_>) -> Answer {
+        // Before looking whether there is a second tree: whoever joins the two looks whether somebody changes something
+        // after there is one.
+        let changing = changes(&op).then(|| Changing::new(&self.company.changing));
         let Some(beside) = self.company.beside() else {
-            let _changing = changes(&op).then(|| Changing::new(&self.company.changing));
             return self.carry_out(head, op, out);
         };
         if let Op::BatchForget(forgets) = op {
@@ -124,12 +128,12 @@ impl Filesystem {
                     .and_then(|root| Ok((root, tree.getattr(ROOT_ID)?)));
                 beside.filesystem.entry(out, root).into()
             }
-            op if changes(&op) => {
-                let _changing = Changing::new(&self.company.changing);
-                self.part_ways(beside);
+            op => {
+                if changing.is_some() {
+                    self.part_ways(beside);
+                }
                 self.carry_out(head, op, out)
             }
-            op => self.carry_out(head, op, out),
         }
     }
 
@@ -172,6 +176,7 @@ impl Filesystem {
         }
         let beside = self.company.beside().ok_or(Errno::NOENT)?;
         beside.beneath.join(|known| self.drop_known(known))?;
+        fence(Ordering::SeqCst);
         if self.company.changing.load(Ordering::SeqCst) != 0 {
             // It may have looked whether there is a second tree before there was one.
             self.part_ways(beside);

@@ -72,7 +72,7 @@ pub struct Beneath {
     /// The index of the whole.
     index: Option<OwnedFd>,
     standings: DashMap<u64, Standing>,
-    /// A leaf among the locks.
+    /// Taken after `DirPart::names`, before `Node::place`.
     state: RwLock<State>,
 }
 

@@ -5,6 +5,15 @@ use crate::model::{Cell, Report, Row};
 
 /// Date and machine, one line for each row, verdicts, and what was refused.
 pub fn render(report: &Report) -> String {
+    table(report, &|_| true)
+}
+
+/// The same of the rows in which rovl is held against something.
+pub fn render_goals(report: &Report) -> String {
+    table(report, &|row| !row.goals.is_empty())
+}
+
+fn table(report: &Report, shown: &dyn Fn(&Row) -> bool) -> String {
     let names: Vec<&str> = report.measured().map(|t| t.name.as_str()).collect();
     let mut out = format!("`tools/bench`, {}.\n\n", escape(&provenance(report)));
     let mut head = vec!["work".to_owned()];
@@ -14,12 +23,12 @@ pub fn render(report: &Report) -> String {
     out.push_str(&format!("| {} |\n", head.join(" | ")));
     let right = "---:|".repeat(names.len() + 1);
     out.push_str(&format!("|---|{right}---|\n"));
-    for row in &report.rows {
+    for row in report.rows.iter().filter(|row| shown(row)) {
         out.push_str(&format!("| {} |\n", cells(report, row, &names).join(" | ")));
     }
     out.push_str(
         "\n¹ That rovl's daemon gets for one operation (a file, an entry, a block; see the JSON).\n\
-         ² rovl's value divided by the other's; **bold**: missed.\n",
+         ² rovl's value divided by the other's, or the value; **bold**: missed.\n",
     );
     for target in report.targets.iter().filter(|t| t.refused.is_some()) {
         let why = target.refused.as_deref().unwrap_or_default();
@@ -97,6 +106,15 @@ mod tests {
             .map(|line| line.matches('|').count())
             .collect();
         assert_eq!(widths, [8; 4], "{text}");
+    }
+
+    #[test]
+    fn goals_can_be_shown_alone() {
+        let report = crate::model::example();
+        let goals = report.rows.iter().filter(|row| !row.goals.is_empty());
+        let lines = |text: &str| text.lines().filter(|line| line.starts_with('|')).count();
+        assert_eq!(lines(&render_goals(&report)), goals.count() + 2);
+        assert_eq!(lines(&render(&report)), report.rows.len() + 2);
     }
 
     #[test]
