@@ -26,7 +26,7 @@
 //! the mount everything becomes apart ([`Beneath::part`]), and what clients hold is dropped; after that nothing is
 //! looked at any more until somebody [joins](Beneath::join) them again.
 //!
-//! Numbers out of a table ([`super::inos`]) say nothing in another tree: those are always apart.
+//! Numbers out of a table (`inos`) say nothing in another tree: those are always apart.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
