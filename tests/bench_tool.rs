@@ -110,7 +110,7 @@ fn pages_are_well_formed_also_with_strange_names() {
 
 fn mounts_beneath(dir: &Path) -> Vec<String> {
     let dir = dir.to_str().unwrap().to_owned();
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").unwrap()).into_owned();
     table
         .lines()
         .filter(|line| line.contains(&dir))

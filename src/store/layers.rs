@@ -346,8 +346,10 @@ impl Store {
 
 /// The mount table of this mount namespace as far as it names lowers: layers that the kernel has mounted.
 pub(super) fn mounted_text() -> String {
-    // Without /proc there is no telling; locks and container records remain.
-    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+    // Without /proc there is no telling; locks and container records remain. Somebody else's mount may be in a place
+    // whose name is no text; those of layers are.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    String::from_utf8_lossy(&table).into_owned()
 }
 
 /// Bytes that a tree's files have, each inode once, as Docker counts a layer's size.

@@ -174,3 +174,54 @@ fn the_kernel_mounts_a_chain_from_lower_alone() {
     assert_eq!(busy["layers"], serde_json::json!([]));
     rustix::mount::unmount(&merged, UnmountFlags::empty()).unwrap();
 }
+
+/// A layer that the kernel's overlayfs shows is in use, also where something else is mounted in a place whose name is
+/// no text.
+#[test]
+fn what_the_kernel_has_mounted_stays_whatever_else_is_mounted() {
+    use std::os::unix::ffi::OsStrExt;
+    let (store, image) = loaded();
+    let chains = chain_ids(&image);
+    let records = store.root.join("image/overlay2/layerdb/sha256");
+    let overlay = store.root.join("overlay2");
+    let dirs: Vec<std::path::PathBuf> = chains
+        .iter()
+        .map(|chain| overlay.join(read(records.join(hex(chain)).join("cache-id"))))
+        .collect();
+    let [merged, other] = [&b"merged"[..], b"no \xff text"]
+        .map(|name| store.scratch.join(std::ffi::OsStr::from_bytes(name)));
+    for dir in [&merged, &other] {
+        fs::create_dir(dir).unwrap();
+    }
+    let mount = |kind: &str, options: String, at: &std::path::Path| {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-t", kind, kind, "-o", &options]).arg(at);
+        assert!(command.status().unwrap().success());
+    };
+    mount("tmpfs", "size=4k".to_owned(), &other);
+    let lowers: Vec<String> = dirs
+        .iter()
+        .rev()
+        .map(|dir| dir.join("diff").display().to_string())
+        .collect();
+    mount(
+        "overlay",
+        format!("ro,lowerdir={}", lowers.join(":")),
+        &merged,
+    );
+    store.json(&["image", "rm", "--force", "--json", &image.id()]);
+    store.json(&["store", "gc", "--json"]);
+    assert!(
+        dirs.iter().all(|dir| dir.is_dir()),
+        "a mounted layer is gone"
+    );
+    assert_eq!(read(merged.join("etc/passwd")), "changed\n");
+    for at in [&merged, &other] {
+        rustix::mount::unmount(at, UnmountFlags::empty()).unwrap();
+    }
+    store.json(&["store", "gc", "--json"]);
+    assert!(
+        dirs.iter().all(|dir| !dir.exists()),
+        "a layer stays that nobody uses"
+    );
+}
