@@ -30,7 +30,6 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,11 +39,10 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::attr::{dev_of, is_dir, stat_at, stat_opt};
-use super::layer::{DIR_PATH, DIR_READ, open_names};
+use super::layer::{AufsFlag, DIR_PATH, DIR_READ, open_names};
 use super::node::{Node, ROOT_ID};
 use super::validate::Validated;
 use super::{OpenError, Overlay};
-use crate::format::whiteout::whiteout_name;
 use crate::sys::dir::read_all;
 
 /// Set in the number of what is not the same in both trees. No other number has it.
@@ -88,8 +86,8 @@ enum State {
 }
 
 /// What a list of layers is known by: device and inode of each root, top to bottom; the same on an idmapped mount,
-/// where the owners are not. Empty layers at the end add
-/// nothing to any tree and are left out: podman puts one beneath a single layer.
+/// where the owners are not. Empty layers at the end add nothing to any tree and are left out: podman puts one beneath a
+/// single layer.
 ///
 /// # Errors
 /// What looking at them returns.
@@ -189,15 +187,9 @@ impl Overlay {
         let (true, Ok(top)) = (alike, fd) else {
             return Err(failed(Errno::NOTSUP));
         };
-        let merges = |part: &super::node::DirPart| !part.lowers().is_empty();
-        let merged = match &self.upper {
-            Some(_) => self.root.dir.as_deref().is_some_and(merges),
-            None => self
-                .root
-                .dir
-                .as_deref()
-                .is_some_and(|part| part.lowers().len() > 1),
-        };
+        let above = usize::from(self.upper.is_none());
+        let root = self.root.dir.as_deref();
+        let merged = root.is_some_and(|part| part.lowers().len() > above);
         let index = self
             .upper
             .as_ref()
@@ -359,11 +351,7 @@ impl Beneath {
         }
         let marks = self.tree.dir_marks(top, &name)?;
         // `.wh.NAME` beside NAME hides what is beneath it.
-        let mark = whiteout_name(&name);
-        let hides = match &mark {
-            Some(mark) => stat_opt(top, OsStr::from_bytes(mark))?.is_some(),
-            None => false,
-        };
+        let hides = self.tree.aufs_probe(top, &name, &AufsFlag::new())?;
         let cut_off = marks.opaque || marks.redirect.is_some() || hides;
         Ok(if cut_off {
             Standing::Apart

@@ -89,6 +89,17 @@ impl Storage {
         run("fusermount3", &["-u", self.merged(id).to_str().unwrap()]);
     }
 
+    /// The process that serves it.
+    fn daemon(&self, id: &str) -> u32 {
+        let merged = self.merged(id);
+        let stat = run(
+            rovl_bin().to_str().unwrap(),
+            &["stat", "--json", merged.to_str().unwrap()],
+        );
+        let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
+        u32::try_from(stat["pid"].as_u64().unwrap()).unwrap()
+    }
+
     fn is_beside(&self, id: &str) -> bool {
         device(&self.merged(id)) == device(&self.merged("top"))
     }
@@ -430,14 +441,7 @@ fn either_may_be_unmounted_first_and_the_daemon_ends_with_the_last() {
         return;
     }
     let storage = Storage::new();
-    let daemon = |id: &str| {
-        let stat = run(
-            rovl_bin().to_str().unwrap(),
-            &["stat", "--json", storage.merged(id).to_str().unwrap()],
-        );
-        let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
-        u32::try_from(stat["pid"].as_u64().unwrap()).unwrap()
-    };
+    let daemon = |id: &str| storage.daemon(id);
     let gone = |pid: u32| wait_until(Duration::from_secs(10), || !is_running(pid));
     for unmount in ["fusermount3 -u", "umount", "umount -l", "$ROVL umount"] {
         for order in [["one", "top"], ["top", "one"]] {
@@ -573,12 +577,7 @@ fn a_daemon_that_hangs_is_waited_for_in_vain_but_not_for_long() {
     }
     let storage = Storage::new();
     storage.mount("one", "");
-    let stat = run(
-        rovl_bin().to_str().unwrap(),
-        &["stat", "--json", storage.merged("one").to_str().unwrap()],
-    );
-    let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
-    let pid = u32::try_from(stat["pid"].as_u64().unwrap()).unwrap();
+    let pid = storage.daemon("one");
     signal(pid, Signal::STOP);
     // Whatever fails from here on, it is not left stopped.
     let _goes_on = GoesOn(pid);
